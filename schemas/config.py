@@ -1,0 +1,126 @@
+"""The shape of the configuration file (TOML), with the built-in defaults.
+
+`services.backends.settings` fills it from file and environment and reports a wrong value with its
+path. Secrets are written `env:NAME` or `file:PATH` and stay so until the moment of use. Relative
+paths are relative to `data_dir`.
+"""
+
+from typing import Annotated, Literal, TypeAlias
+
+import msgspec
+
+Port: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65535)]
+Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+TextDialect: TypeAlias = Literal["anthropic", "chat", "responses"]
+
+
+class Section(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class Edge(Section, kw_only=True):
+    host: str = "127.0.0.1"
+    port: Port = 8080
+    workers: Positive = 2
+    max_body_bytes: Positive = 32 * 1024 * 1024
+    body_timeout_s: Seconds = 60.0
+    ping_s: Seconds = 15.0
+    poll_s: Seconds = 0.25  # catalog version and lease state
+    catalog_grace_s: Seconds = 5.0
+    admission_wait_s: Seconds = 2.0
+    graceful_timeout_s: Seconds = 30.0
+    max_attempts: Positive = 3
+    failover_s: Seconds = 30.0
+    query_url: str = "unix:run/query.sock"
+    estimate_bytes_per_token: Positive = 4
+
+
+class Bus(Section, kw_only=True):
+    kind: Literal["local", "kafka"] = "local"
+    path: str = "bus.db"
+    bootstrap: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1:9092"])
+    partitions: Positive = 6
+    replication: Positive = 1
+    topic_prefix: str = ""  # put before every topic name, so that a cluster can be shared
+    create_topics: bool = True
+    client_id: str = "tollgate"
+
+
+class Database(Section, kw_only=True):
+    url: str = "sqlite:///tollgate.db"  # relative to data_dir; postgresql+psycopg://... else
+
+
+class ClickHouse(Section, kw_only=True):
+    dsn: str = "chdb:///clickhouse"  # path relative to data_dir; http://user:pw@host:8123/db else
+    database: str = "tollgate"
+
+
+class Outbox(Section, kw_only=True):
+    path: str = "outbox"
+    sync: Literal["interval", "full"] = "interval"
+    sync_interval_s: Seconds = 0.05
+    rotate_bytes: Positive = 10 * 1024 * 1024
+    max_bytes: Positive = 8 * 1024 * 1024 * 1024
+    ballast_bytes: Positive = 16 * 1024 * 1024
+
+
+class Meter(Section, kw_only=True):
+    relay_poll_s: Seconds = 0.05
+    relay_batch: Positive = 2000
+    ledger_batch: Positive = 1000
+    ledger_wait_s: Seconds = 0.05
+    clickhouse_batch: Positive = 5000
+    clickhouse_wait_s: Seconds = 0.3
+    query_socket: str = "run/query.sock"
+    query_listen: str = ""  # host:port for a query role on another machine than the edge
+    dead_ratio_max: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
+    dead_consecutive_max: Positive = 1000
+
+
+class Log(Section, kw_only=True):
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    path: str = "logs"
+
+
+class Sim(Section, kw_only=True):
+    host: str = "127.0.0.1"
+    port: Port = 0  # 0: any free port, chosen by `tollgate up`
+
+
+class Channel(Section, kw_only=True):
+    name: Name
+    dialect: TextDialect
+    base_url: str
+    credential: str = ""
+    models: list[str] | dict[str, str]
+    groups: list[Name] = msgspec.field(default_factory=lambda: ["default"])
+    priority: int = 0  # higher first
+    weight: Positive = 1
+    max_concurrency: Annotated[int, msgspec.Meta(ge=0)] = 0  # 0: unlimited
+    connect_timeout_s: Seconds = 5.0
+    first_byte_timeout_s: Seconds = 30.0  # streams: wait for the first byte
+    total_timeout_s: Seconds = 600.0  # non-streaming
+    idle_timeout_s: Seconds = 300.0  # streams: silence after the first byte
+    count_tokens: bool = True  # anthropic: the upstream has /v1/messages/count_tokens
+
+
+class Group(Section, kw_only=True):
+    name: Name
+    multiplier: Annotated[float, msgspec.Meta(ge=0, le=1000)] = 1.0
+    models: list[str] = []  # empty: every priced model
+
+
+class Config(Section, kw_only=True):
+    data_dir: str = "./data"
+    edge: Edge = msgspec.field(default_factory=Edge)
+    bus: Bus = msgspec.field(default_factory=Bus)
+    database: Database = msgspec.field(default_factory=Database)
+    clickhouse: ClickHouse = msgspec.field(default_factory=ClickHouse)
+    outbox: Outbox = msgspec.field(default_factory=Outbox)
+    meter: Meter = msgspec.field(default_factory=Meter)
+    log: Log = msgspec.field(default_factory=Log)
+    sim: Sim = msgspec.field(default_factory=Sim)
+    channels: list[Channel] = []
+    groups: list[Group] = []

@@ -1,0 +1,42 @@
+"""Money: integer nano-USD everywhere inside; text only at the edges of the product."""
+
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal, InvalidOperation
+from typing import Final
+
+NANO_PER_USD: Final = 1_000_000_000
+NANO_PER_CREDIT: Final = 1_000  # 1 credit = 1 micro-USD
+
+
+def parse_usd(text: str) -> int:
+    """Nano-USD of a decimal string such as `10`, `0.05`, `$1.25`.
+
+    Raises ValueError when it is no finite decimal number or finer than a nano-dollar."""
+    try:
+        value = Decimal(text.strip().removeprefix("$"))
+    except InvalidOperation as ex:
+        raise ValueError(f"not an amount in USD: {text!r}") from ex
+    nano = value * NANO_PER_USD if value.is_finite() else None
+    if nano is None or nano != nano.to_integral_value():
+        raise ValueError(f"not an amount in USD: {text!r}")
+    return int(nano)
+
+
+def exact_usd(nano: int) -> str:
+    """The exact decimal string, without trailing zeros: 1_500_000 -> `0.0015`."""
+    text = f"{Decimal(nano) / NANO_PER_USD:f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def cents_down(nano: int) -> str:
+    """Two decimals, rounded toward minus infinity: what is left is never overstated."""
+    return str((Decimal(nano) / NANO_PER_USD).quantize(Decimal("0.01"), ROUND_FLOOR))
+
+
+def cents_half_up(nano: int) -> str:
+    """Two decimals, rounded half up, for limits as people wrote them."""
+    return str((Decimal(nano) / NANO_PER_USD).quantize(Decimal("0.01"), ROUND_HALF_UP))
+
+
+def credits_up(nano: int) -> int:
+    """Whole credits (micro-USD), rounded up: an estimate is never understated."""
+    return int((Decimal(nano) / NANO_PER_CREDIT).to_integral_value(ROUND_CEILING))

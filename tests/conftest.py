@@ -1,0 +1,66 @@
+"""Counts the tests that ran on each real part, and fails a CI run in which a part had none."""
+
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+# Filled by tests/parts/*.py when a part is started: name -> version as the part itself tells it.
+PARTS: dict[str, str] = {}
+REQUIRED = (
+    "kafka",
+    "postgres",
+    "chdb",
+    "clickhouse-http",
+    "anthropic-sdk",
+    "openai-sdk",
+    "claude-code",
+    "codex",
+)
+_ran: Counter[str] = Counter()
+
+
+def in_ci() -> bool:
+    return os.environ.get("CI", "").lower() in ("1", "true", "yes")
+
+
+def part_missing(name: str, reason: str) -> None:
+    """A missing real part fails the test in CI and skips it, with the reason, elsewhere."""
+    if in_ci():
+        pytest.fail(f"{name} is missing: {reason}")
+    pytest.skip(f"{name} is missing: {reason}")
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    outcome = yield
+    report = outcome.get_result()
+    if report.when == "call" and report.passed:
+        for mark in item.iter_markers("part"):
+            _ran[mark.args[0]] += 1
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all-parts", action="store_true", help="every real part must have run")
+
+
+def pytest_terminal_summary(terminalreporter, exitstatus, config):
+    names = list(REQUIRED) + sorted(set(_ran) - set(REQUIRED))
+    if not _ran and not config.getoption("--all-parts"):
+        return
+    terminalreporter.section("real parts")
+    terminalreporter.write_line(f"{'part':<18}| {'version':<28}| tests passed")
+    for name in names:
+        terminalreporter.write_line(f"{name:<18}| {PARTS.get(name, '-'):<28}| {_ran[name]}")
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    if in_ci() and session.config.getoption("--all-parts"):
+        missing = [name for name in REQUIRED if not _ran[name]]
+        if missing and session.exitstatus == 0:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            print(f"\nno test ran on: {', '.join(missing)}", file=sys.stderr)
