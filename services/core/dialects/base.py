@@ -1,0 +1,120 @@
+"""What every wire protocol offers: reading a request, scanning an answer, rendering an error.
+
+A dialect does no I/O and keeps no state; a `StreamScan` holds the state of one answer."""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import msgspec
+
+from schemas.errors import Code
+
+
+class BodyShape(msgspec.Struct, frozen=True, kw_only=True):
+    """What bounds the input tokens of a body: `text_bytes` is its size without base64 payloads,
+    `images` and `documents` are counted one by one. The two flags tell that the body can make
+    the vendor charge a long-lived cache write, or calls of tools that the vendor runs."""
+
+    text_bytes: int
+    images: int = 0
+    documents: int = 0
+    cache_write_1h: bool = False
+    server_tools: bool = False
+
+
+class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """The few facts of a request that routing and money need; the body itself stays bytes.
+    `wants_usage` is False only for a chat stream whose client did not ask for the usage chunk."""
+
+    model: str
+    stream: bool
+    max_output_tokens: int | None
+    shape: BodyShape
+    n: int = 1
+    session_id: str = ""
+    agent_id: str = ""
+    wants_usage: bool = True
+
+
+class ResponseFacts(msgspec.Struct, kw_only=True):
+    """What a whole (non-streaming) answer says. `usage` is in the classes of
+    `services.core.usage`; `error` is (type, message) when the body is an error object;
+    `finished` means that the answer says how it ended."""
+
+    usage: dict[str, int] | None = None
+    finished: bool = False
+    finish_reason: str = ""
+    has_content: bool = False
+    error: tuple[str, str] | None = None
+    output_bytes: int = 0
+    model: str = ""
+
+
+class StreamScan(Protocol):
+    """Follows one streamed answer while its bytes are relayed.
+
+    `finished`: the end marker was seen; it lies in the bytes that the same `feed` returned, and
+    the caller holds these back until its terminal event is durable. `complete_at_eof`: an end of
+    the stream at this point is a whole answer although no end marker came. `output_bytes`: bytes
+    of the events that carry the model's output, without their fixed framing: an upper estimate
+    of four bytes per token. `at_boundary`: no event is half relayed, so an event may be put in."""
+
+    usage: dict[str, int] | None
+    finished: bool
+    complete_at_eof: bool
+    finish_reason: str
+    has_content: bool
+    output_bytes: int
+    error: tuple[str, str] | None
+    at_boundary: bool
+    model: str
+
+    def feed(self, data: bytes) -> bytes:
+        """The bytes to relay now: `data` itself, unless an extra usage chunk is taken out."""
+
+    def close(self) -> bytes:
+        """At the end of the stream: bytes still held, empty unless chunks are taken out."""
+
+    def ping(self) -> bytes:
+        """One keep-alive event for a boundary; empty while none can be sent."""
+
+    def render_error(self, code: Code, message: str) -> bytes:
+        """The frames that end the stream with an error, after closing an unfinished event."""
+
+
+class Dialect(Protocol):
+    """One wire protocol. `path` is ours and the client's, `upstream_path` follows a base URL."""
+
+    name: str
+    path: str
+    upstream_path: str
+
+    def parse_request(self, body: bytes, headers: Mapping[str, str]) -> ParsedRequest:
+        """The facts of `body`; header names are lower-case.
+
+        Raises `InvalidRequest` with the path of the wrong field."""
+
+    def upstream_body(self, body: bytes, parsed: ParsedRequest, upstream_model: str) -> bytes:
+        """What is sent upstream: `body` itself when nothing has to be edited."""
+
+    def parse_response(self, body: bytes) -> ResponseFacts:
+        """The facts of a whole answer. Never raises: a body that is no answer is an `error`."""
+
+    def scan(self, parsed: ParsedRequest) -> StreamScan:
+        """A fresh scan for the streamed answer to `parsed`."""
+
+    def render_error(
+        self,
+        code: Code,
+        message: str,
+        *,
+        request_id: str,
+        param: str | None = None,
+        status: int | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> bytes:
+        """A JSON error body in the vendor's shape. `status` only tells which error type to
+        name when it is not the usual one of `code`; `extra` is merged into `error`."""
+
+    def is_upstream_header(self, name: str) -> bool:
+        """Whether the client's header `name` (lower-case) goes upstream."""

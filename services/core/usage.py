@@ -1,0 +1,91 @@
+"""Usage in our own classes, read from what a vendor reports. Units are tokens or calls.
+
+`input` is what was neither read from nor written to a cache; the four input classes are disjoint.
+`output` holds everything the model made, `reasoning` says how much of it was thinking. A class
+with zero units is left out; negative and non-integer counts are taken as zero."""
+
+from typing import Any, Final
+
+BILLED: Final = (
+    "input",
+    "cache_read",
+    "cache_write_5m",
+    "cache_write_1h",
+    "output",
+    "web_search",
+)
+INFO: Final = ("reasoning",)  # told, never priced: already inside `output`
+
+MAX_UNITS: Final = 1_000_000_000_000  # the bound of schemas.events.Units
+
+
+def from_anthropic(usage: dict[str, Any]) -> dict[str, int]:
+    """Classes of an Anthropic `usage` object. A cache write without a split of its lifetimes
+    counts as 5 minutes; so does what the split leaves unexplained."""
+    written = _count(usage, "cache_creation_input_tokens")
+    split = _object(usage, "cache_creation")
+    hour = _count(split, "ephemeral_1h_input_tokens")
+    five = max(_count(split, "ephemeral_5m_input_tokens"), written - hour)
+    return _classes(
+        input=_count(usage, "input_tokens"),
+        cache_read=_count(usage, "cache_read_input_tokens"),
+        cache_write_5m=five,
+        cache_write_1h=hour,
+        output=_count(usage, "output_tokens"),
+        reasoning=_count(_object(usage, "output_tokens_details"), "thinking_tokens"),
+        web_search=_count(_object(usage, "server_tool_use"), "web_search_requests"),
+    )
+
+
+def from_chat(usage: dict[str, Any]) -> dict[str, int]:
+    """Classes of a Chat Completions `usage` object."""
+    return _openai(
+        usage, "prompt_tokens", "prompt_tokens_details", "completion_tokens", "completion"
+    )
+
+
+def from_responses(usage: dict[str, Any]) -> dict[str, int]:
+    """Classes of a Responses `usage` object."""
+    return _openai(usage, "input_tokens", "input_tokens_details", "output_tokens", "output")
+
+
+def _openai(
+    usage: dict[str, Any], prompt_name: str, details_name: str, output_name: str, output_word: str
+) -> dict[str, int]:
+    details = _object(usage, details_name)
+    cached = _count(details, "cached_tokens")
+    written = _count(details, "cache_write_tokens")
+    # OpenAI's two lifetimes (30 minutes, 12 hours) are our short and long cache write.
+    long = _count(_object(details, "cache_write_tokens_details"), "ttl_12h_tokens")
+    long = min(long, written) if written else long
+    written = max(written, long)
+    prompt = _count(usage, prompt_name)
+    # Some vendors report the cached part beside the prompt instead of inside it.
+    uncached = prompt - cached - written if cached + written <= prompt else prompt
+    reasoning = _count(_object(usage, f"{output_word}_tokens_details"), "reasoning_tokens")
+    return _classes(
+        input=uncached,
+        cache_read=cached,
+        cache_write_5m=written - long,
+        cache_write_1h=long,
+        output=_count(usage, output_name),
+        reasoning=reasoning,
+    )
+
+
+def _classes(**units: int) -> dict[str, int]:
+    return {name: count for name, count in units.items() if count}
+
+
+def _count(source: dict[str, Any], name: str) -> int:
+    value = source.get(name)
+    if type(value) is float and value.is_integer():
+        value = int(value)
+    if type(value) is not int:  # a bool is no count either
+        return 0
+    return min(max(value, 0), MAX_UNITS)
+
+
+def _object(source: dict[str, Any], name: str) -> dict[str, Any]:
+    value = source.get(name)
+    return value if type(value) is dict else {}
