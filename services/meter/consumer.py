@@ -1,0 +1,260 @@
+"""The poll loop that both sinks share: claim partitions, gather batches, hand them over in order.
+
+The sink's own store is the only truth about positions: the loop seeks where `claim` says, and
+what it commits to the bus is advice for people who look at lag. A sink that cannot work now is
+asked again with a growing pause while the bus is still polled, so that the member stays in its
+group and no position moves.
+"""
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Final, NamedTuple, Protocol
+
+from schemas.events import TOPIC
+from services.backends.bus.port import Bus, BusUnavailable, Message, OffsetOutOfRange
+from services.backends.telemetry import get_logger
+from services.meter.dead import event_id_of
+
+_BACKOFF_FIRST_S: Final = 0.05
+_BACKOFF_MAX_S: Final = 2.0
+_IDLE_POLL_S: Final = 0.5
+_COMMIT_EVERY_S: Final = 1.0
+
+
+class Halt(Exception):
+    """Going on could lose or double an event: a person must look. The process exits with 1."""
+
+
+class TryLater(Exception):
+    """The sink's store cannot answer now; nothing was stored, or it is unknown whether it was.
+    The same messages are handed over again."""
+
+
+class NotOwner(Exception):
+    """Another member claimed the partition after us; what we hold of it is dropped."""
+
+
+class Position(NamedTuple):
+    """Where a sink goes on: the next offset, and the event_id stored for the one before
+    (empty when nothing was stored yet)."""
+
+    next_offset: int
+    last_event_id: str
+
+
+class Sink(Protocol):
+    """What stores the events. `handle` is all or nothing and may be called again with messages
+    that it stored already; it raises TryLater, NotOwner or Halt, and nothing else is survived."""
+
+    group: str
+
+    def claim(self, partition: int) -> Position: ...
+
+    def handle(self, partition: int, messages: list[Message]) -> None: ...
+
+    def release(self, partition: int) -> None: ...
+
+
+class _Buffer:
+    """Messages of one partition that wait for their batch."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+        self.since_s = 0.0
+        self.failures = 0
+        self.retry_at_s = 0.0
+
+
+class Consumer:
+    """Runs one sink over one topic. `batch` bounds the messages of one `handle`, `wait_s` the time
+    the first of them waits for company."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        sink: Sink,
+        *,
+        batch: int,
+        wait_s: float,
+        topic: str = TOPIC,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._bus = bus
+        self._sink = sink
+        self._batch = batch
+        self._wait_s = wait_s
+        self._topic = topic
+        self._now_s = monotonic
+        self._owned: dict[int, _Buffer] = {}
+        self._advice: dict[int, int] = {}
+        self._advised_at_s = 0.0
+        self._escaped: Exception | None = None
+        self._stop = threading.Event()
+        self._log = get_logger().bind(sink=sink.group)
+
+    def run(self, stop: threading.Event) -> None:
+        """Consumes until `stop`. Raises Halt."""
+        self._stop = stop
+        member = self._bus.consumer(self._sink.group)
+        try:
+            member.subscribe(self._topic, self._assigned, self._revoked)
+            while not stop.is_set():
+                self._take(member.poll(self._poll_s(), self._batch))
+                if self._escaped is not None:
+                    raise self._escaped
+                self._hand_over()
+                self._balance(member)
+                self._advise(member)
+        except OffsetOutOfRange as ex:
+            raise Halt(
+                f"{self._sink.group}: the log no longer holds the next event of a partition: {ex}"
+            ) from ex
+        finally:
+            for partition in list(self._owned):
+                self._drop(partition)
+            member.close()
+
+    # -- ownership ---------------------------------------------------------------------------
+
+    def _assigned(self, partitions: list[int]) -> dict[int, int]:
+        """Runs inside `poll`. What escapes here is kept and raised after it, for a bus client may
+        swallow what its listener raises."""
+        offsets: dict[int, int] = {}
+        try:
+            for partition in partitions:
+                position = self._claim(partition)
+                if position is None:
+                    break
+                self._owned[partition] = _Buffer()
+                offsets[partition] = position.next_offset
+        except Exception as ex:
+            self._escaped = ex
+        self._log.info("partitions assigned", offsets=offsets)
+        return offsets
+
+    def _claim(self, partition: int) -> Position | None:
+        """The verified position; None when asked to stop before the store answered."""
+        failures = 0
+        while not self._stop.is_set():
+            try:
+                position = self._sink.claim(partition)
+                self._verify(partition, position)
+                return position
+            except (TryLater, BusUnavailable) as ex:
+                failures += 1
+                self._log.warning("claim postponed", partition=partition, error=str(ex))
+                self._stop.wait(_backoff_s(failures))
+        return None
+
+    def _verify(self, partition: int, position: Position) -> None:
+        """Refuses a log that is not the one this position was stored for."""
+        first, end = self._bus.bounds(self._topic).get(partition, (0, 0))
+        at = f"{self._sink.group}: {self._topic}/{partition}"
+        if position.next_offset > end:
+            raise Halt(
+                f"{at}: the books are at offset {position.next_offset}, the log ends at {end}: "
+                "it was truncated or made anew"
+            )
+        if position.next_offset < first:
+            raise Halt(
+                f"{at}: the next offset {position.next_offset} was deleted, the log begins at "
+                f"{first}"
+            )
+        last = position.next_offset - 1
+        if not position.last_event_id or last < first:
+            return
+        for message in self._bus.read(self._topic, partition, last, last):
+            found = event_id_of(message.value)
+            if message.offset == last and found != position.last_event_id:
+                raise Halt(
+                    f"{at}: offset {last} holds event {found}, the books stored "
+                    f"{position.last_event_id} from there: this is another log"
+                )
+
+    def _revoked(self, partitions: list[int]) -> None:
+        for partition in partitions:
+            self._drop(partition)
+        self._log.info("partitions revoked", partitions=partitions)
+
+    def _drop(self, partition: int) -> None:
+        if self._owned.pop(partition, None) is not None:
+            self._advice.pop(partition, None)
+            self._sink.release(partition)
+
+    # -- messages ----------------------------------------------------------------------------
+
+    def _take(self, polled: dict[int, list[Message]]) -> None:
+        for partition, messages in polled.items():
+            buffer = self._owned.get(partition)
+            if buffer is None or not messages:
+                continue
+            if not buffer.messages:
+                buffer.since_s = self._now_s()
+            buffer.messages.extend(messages)
+
+    def _poll_s(self) -> float:
+        """Until the first buffer is due, at most the idle time."""
+        now_s = self._now_s()
+        due_s = now_s + _IDLE_POLL_S
+        for buffer in self._owned.values():
+            if buffer.messages:
+                due_s = min(due_s, self._due_s(buffer))
+        return max(0.0, due_s - now_s)
+
+    def _due_s(self, buffer: _Buffer) -> float:
+        full = len(buffer.messages) >= self._batch
+        return max(buffer.retry_at_s, 0.0 if full else buffer.since_s + self._wait_s)
+
+    def _hand_over(self) -> None:
+        """One batch of every partition that is due, the longest waiting first."""
+        due = [(b.since_s, p) for p, b in self._owned.items() if b.messages]
+        for _, partition in sorted(due):
+            buffer = self._owned[partition]
+            if self._stop.is_set() or self._due_s(buffer) > self._now_s():
+                continue
+            batch = buffer.messages[: self._batch]
+            try:
+                self._sink.handle(partition, batch)
+            except TryLater as ex:
+                buffer.failures += 1
+                buffer.retry_at_s = self._now_s() + _backoff_s(buffer.failures)
+                self._log.warning(
+                    "batch postponed", partition=partition, failures=buffer.failures, error=str(ex)
+                )
+                continue
+            except NotOwner as ex:
+                self._log.warning("partition has another owner", partition=partition, why=str(ex))
+                self._drop(partition)
+                continue
+            del buffer.messages[: len(batch)]
+            buffer.since_s = self._now_s()
+            buffer.failures, buffer.retry_at_s = 0, 0.0
+            self._advice[partition] = batch[-1].offset + 1
+
+    def _balance(self, member: "_Member") -> None:
+        """Takes no more of a partition whose buffer is full; bounds the memory."""
+        full = [p for p, b in self._owned.items() if b.failures or len(b.messages) >= self._batch]
+        member.pause(full)
+        member.resume([p for p in self._owned if p not in full])
+
+    def _advise(self, member: "_Member") -> None:
+        if self._advice and self._now_s() - self._advised_at_s >= _COMMIT_EVERY_S:
+            self._advised_at_s = self._now_s()
+            advice, self._advice = self._advice, {}
+            try:
+                member.commit(advice)
+            except BusUnavailable as ex:
+                self._log.info("position not told to the bus", error=str(ex))
+
+
+class _Member(Protocol):
+    def pause(self, partitions: list[int]) -> None: ...
+
+    def resume(self, partitions: list[int]) -> None: ...
+
+    def commit(self, offsets: dict[int, int]) -> None: ...
+
+
+def _backoff_s(failures: int) -> float:
+    return float(min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(failures, 10)))

@@ -1,0 +1,145 @@
+"""Poison: what an event must be before the books take it, and the limits on what they refuse.
+
+A refused event is kept whole in `dead_event`, in the transaction that moves the position past it,
+so that its neighbours flow. Too many of them mean a bad producer or a bad build of ours, and then
+the sink stops instead of filling the table.
+"""
+
+import hashlib
+from collections import deque
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+import msgspec
+
+from schemas.events import VERSION, AnyEvent, decode
+
+FUTURE_MAX_US: Final = 300 * 1_000_000
+AGE_MAX_US: Final = 400 * 86_400 * 1_000_000
+_BODY_MAX_BYTES: Final = 1024 * 1024
+_RECENT: Final = 2000
+_RECENT_MIN: Final = 200
+_NO_ID: Final = "sha256:"
+
+
+class Reason(StrEnum):
+    """Why an event was refused: a closed list, and the values of `dead_event.reason`."""
+
+    BAD_JSON = "bad_json"
+    BAD_SCHEMA = "bad_schema"
+    UNKNOWN_VERSION = "unknown_version"
+    HASH_CONFLICT = "hash_conflict"  # the event_id or the request was booked with other content
+    OUT_OF_RANGE = "out_of_range"
+    FUTURE_CLOCK = "future_clock"
+    TOO_OLD = "too_old"
+    UNKNOWN_ACCOUNT = "unknown_account"
+    PRICE_MISMATCH = "price_mismatch"
+    UNKNOWN_PRICE_VERSION = "unknown_price_version"
+    LEASE_OVERDRAWN = "lease_overdrawn"
+    UNKNOWN_LEASE = "unknown_lease"
+    LATE = "late"  # of an incarnation that was declared lost
+
+
+class Poison(Exception):
+    """The event cannot be booked; put it into `dead_event`."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(f"{reason}: {detail}")
+        self.reason = reason
+        self.detail = detail
+
+
+class _Head(msgspec.Struct):
+    event_id: str = ""
+    v: int = VERSION
+
+
+_head = msgspec.json.Decoder(_Head)
+
+
+def body_hash(body: bytes) -> bytes:
+    """SHA-256 of the event's bytes."""
+    return hashlib.sha256(body).digest()
+
+
+def event_id_of(body: bytes) -> str:
+    """The event_id, or `sha256:` and the hash of bytes that hold none."""
+    try:
+        found = _head.decode(body).event_id
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        found = ""
+    if found and len(found) <= 128:
+        return found
+    return _NO_ID + hashlib.sha256(body).hexdigest()
+
+
+def read_event(body: bytes, logged_at_us: int) -> AnyEvent:
+    """The event in `body`, which the log took at `logged_at_us` (0: unknown). Raises Poison."""
+    if len(body) > _BODY_MAX_BYTES:
+        raise Poison(Reason.OUT_OF_RANGE, f"{len(body)} bytes")
+    try:
+        event = decode(body)
+    except msgspec.ValidationError as ex:
+        raise Poison(_reason_of(body, str(ex)), str(ex)) from ex
+    except (msgspec.DecodeError, UnicodeDecodeError) as ex:
+        raise Poison(Reason.BAD_JSON, str(ex)) from ex
+    if event.v != VERSION:
+        raise Poison(Reason.UNKNOWN_VERSION, f"v = {event.v}")
+    if logged_at_us:
+        ahead_us = event.occurred_at - logged_at_us
+        if ahead_us > FUTURE_MAX_US:
+            raise Poison(Reason.FUTURE_CLOCK, f"{ahead_us // 1_000_000} s ahead of the log")
+        if -ahead_us > AGE_MAX_US:
+            raise Poison(Reason.TOO_OLD, f"{-ahead_us // 86_400_000_000} days before the log")
+    return event
+
+
+def _reason_of(body: bytes, message: str) -> Reason:
+    try:
+        if _head.decode(body).v != VERSION:
+            return Reason.UNKNOWN_VERSION
+    except msgspec.DecodeError:
+        return Reason.BAD_SCHEMA
+    if (
+        "Expected `int` >=" in message
+        or "Expected `int` <=" in message
+        or "out of range" in message
+    ):
+        return Reason.OUT_OF_RANGE
+    return Reason.BAD_SCHEMA
+
+
+class Tally(NamedTuple):
+    """How the last events fared."""
+
+    seen: int
+    dead: int
+    consecutive: int
+
+
+class Limits:
+    """Refuses a flood: more than `ratio_max` of the last events (of at least 200), or more than
+    `consecutive_max` in a row."""
+
+    def __init__(self, ratio_max: float, consecutive_max: int) -> None:
+        self._ratio_max = ratio_max
+        self._consecutive_max = consecutive_max
+        self._recent: deque[bool] = deque(maxlen=_RECENT)
+        self._dead = 0
+        self._consecutive = 0
+
+    def after(self, fates: list[bool]) -> str:
+        """Why to stop once these fates (True: dead), in the order of the log, are stored; empty
+        when it is fine to go on."""
+        for dead in fates:
+            if len(self._recent) == _RECENT:
+                self._dead -= self._recent[0]
+            self._recent.append(dead)
+            self._dead += dead
+            self._consecutive = self._consecutive + 1 if dead else 0
+            if self._consecutive > self._consecutive_max:
+                return f"{self._consecutive} dead events in a row"
+        seen = len(self._recent)
+        if seen >= _RECENT_MIN and self._dead > self._ratio_max * seen:
+            return f"{self._dead} of the last {seen} events are dead"
+        return ""
