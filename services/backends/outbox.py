@@ -1,0 +1,365 @@
+"""The outbox of one worker: its events, durable before anything leaves the machine.
+
+One incarnation (one run of one worker) owns, in a folder on a local file system:
+
+    <incarnation>.lock         held by flock for as long as the process lives
+    <incarnation>-000001.db    SQLite WAL files, numbered; rows stay in seq order across them
+    <incarnation>.sync         8 bytes: the highest seq that a finished fsync covers
+    <incarnation>.ballast      space kept back for the events of requests already admitted
+
+Three threads of thought meet here. The worker appends (in the gevent hub: microseconds, no fsync,
+no checkpoint). A real thread calls `sync` on a timer: fsync, new files, old files, disk space.
+Another process reads (`outbox_files`) and, once the lock is free, seals. SQLite guards its files
+with POSIX locks, which vanish when the process closes *any* descriptor of the same file; so the
+only descriptor opened beside SQLite's own is that of the `-wal` file, which carries no lock.
+"""
+
+import errno
+import fcntl
+import os
+import sqlite3
+import time
+import zlib
+from collections import deque
+from pathlib import Path
+from typing import Final
+
+from schemas import config as schema
+from schemas.events import AnyEvent, IncarnationClosed, encode
+from services.backends.clock import Clock
+from services.backends.lifecycle import crash_point
+
+_DDL: Final = (
+    """CREATE TABLE IF NOT EXISTS event (
+        seq INTEGER PRIMARY KEY, kind TEXT NOT NULL, request_id TEXT NOT NULL,
+        lease_id TEXT NOT NULL, lease_seq INTEGER NOT NULL, partition_key TEXT NOT NULL,
+        body BLOB NOT NULL, crc32 INTEGER NOT NULL)""",
+    # first_seq: NULL while the file is a spare. finished: no row will follow in this file.
+    # ended: no row will follow in this incarnation.
+    """CREATE TABLE IF NOT EXISTS meta (
+        id INTEGER PRIMARY KEY CHECK (id = 1), incarnation TEXT NOT NULL, first_seq INTEGER,
+        sealed INTEGER NOT NULL DEFAULT 0, finished INTEGER NOT NULL DEFAULT 0,
+        ended INTEGER NOT NULL DEFAULT 0)""",
+)
+_APPEND: Final = "INSERT INTO event SELECT ?,?,?,?,?,?,?,? FROM meta WHERE sealed = 0"
+_ROTATE_CHECK_MASK: Final = 63  # look at the file's size every 64 rows
+_SPACE_CHECK_S: Final = 1.0
+
+
+class DiskFull(Exception):  # noqa: N818
+    """Nothing was written: refuse new requests, finish the admitted ones with `append_last`."""
+
+
+class Sealed(Exception):  # noqa: N818
+    """The reaper took this incarnation for dead: cut the streams and exit."""
+
+
+class OutboxFailed(Exception):  # noqa: N818
+    """The file can no longer be trusted: admit nothing, exit; never write to it again."""
+
+
+def lock_path(folder: Path, incarnation: str) -> Path:
+    return folder / f"{incarnation}.lock"
+
+
+def sync_path(folder: Path, incarnation: str) -> Path:
+    return folder / f"{incarnation}.sync"
+
+
+def ballast_path(folder: Path, incarnation: str) -> Path:
+    return folder / f"{incarnation}.ballast"
+
+
+def file_path(folder: Path, incarnation: str, number: int) -> Path:
+    return folder / f"{incarnation}-{number:06d}.db"
+
+
+def row_crc(body: bytes, partition_key: str) -> int:
+    """What column crc32 holds."""
+    return zlib.crc32(partition_key.encode(), zlib.crc32(body))
+
+
+def fsync_folder(folder: Path) -> None:
+    """Makes the names in `folder` durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def open_file(path: Path, incarnation: str) -> sqlite3.Connection:
+    """A writing connection to an outbox file, made if it is not there; `synchronous` is FULL."""
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=0.1)
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 0")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in _DDL:
+            connection.execute(statement)
+        connection.execute(
+            "INSERT OR IGNORE INTO meta (id, incarnation) VALUES (1, ?)", (incarnation,)
+        )
+        connection.execute("COMMIT")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+class _File:
+    """One open file of the writer."""
+
+    __slots__ = ("connection", "number", "path", "wal_fd")
+
+    def __init__(self, folder: Path, incarnation: str, number: int, sync: str) -> None:
+        self.number = number
+        self.path = file_path(folder, incarnation, number)
+        self.connection = open_file(self.path, incarnation)
+        if sync == "interval":
+            self.connection.execute("PRAGMA synchronous = NORMAL")
+        self.wal_fd = os.open(f"{self.path}-wal", os.O_RDONLY)
+
+    def close(self) -> None:
+        """Closes; SQLite moves the WAL into the main file unless a reader is there. Blocks."""
+        self.connection.close()
+        os.close(self.wal_fd)
+
+
+class Outbox:
+    """The writer. `append*` and `close` belong to the worker's thread, `sync` to another one."""
+
+    def __init__(
+        self, folder: Path, incarnation: str, settings: schema.Outbox, clock: Clock, lock_fd: int
+    ) -> None:
+        self.incarnation = incarnation
+        self._folder = folder
+        self._settings = settings
+        self._clock = clock
+        self._lock_fd = lock_fd
+        self._seq = 0
+        self._failed = ""
+        self._over_limit = False
+        self._ballast_held = False
+        self._space_checked_s = 0.0
+        self._sync_fd = os.open(
+            sync_path(folder, incarnation), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640
+        )
+        self._retired: deque[_File] = deque()
+        self._spare: _File | None = None
+        self._file = _File(folder, incarnation, 1, settings.sync)
+        self._start_file(self._file)
+        self._reserve_ballast()
+        self._publish(0)
+        fsync_folder(folder)
+
+    @classmethod
+    def create(
+        cls, folder: Path, incarnation: str, settings: schema.Outbox, clock: Clock
+    ) -> "Outbox":
+        """Takes the lock and makes the first file; blocks for some fsyncs. Call it in the process
+        that appends, after any fork. Raises `DiskFull`, `OutboxFailed`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        # The name appears only once the lock is held, so that no reaper sees a free one.
+        path = lock_path(folder, incarnation)
+        newborn = path.with_suffix(".newborn")
+        lock_fd = os.open(newborn, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o640)
+        fcntl.flock(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.rename(newborn, path)
+        try:
+            return cls(folder, incarnation, settings, clock, lock_fd)
+        except sqlite3.Error as error:
+            raise _named(error) from error
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise DiskFull(str(error)) from error
+            raise OutboxFailed(str(error)) from error
+
+    @property
+    def last_seq(self) -> int:
+        """The seq of the last event appended; 0 before the first."""
+        return self._seq
+
+    def append(self, event: AnyEvent) -> None:
+        """Writes the event that admits a request; sets its `incarnation` and `seq`.
+
+        When this returns the event survives the death of the process. Raises `DiskFull` (also at
+        `max_bytes`, and while the ballast is in use), `Sealed`, `OutboxFailed`."""
+        if self._over_limit or not self._ballast_held:
+            raise DiskFull("the outbox is full" if self._over_limit else "the ballast is in use")
+        self._insert(event)
+
+    def append_last(self, event: AnyEvent) -> None:
+        """Writes an event of work already admitted: it may use the ballast. Raises as `append`;
+        `DiskFull` only when the ballast is used up too."""
+        try:
+            self._insert(event)
+        except DiskFull:
+            if not self._ballast_held:
+                raise
+            self._ballast_held = False
+            os.unlink(ballast_path(self._folder, self.incarnation))
+            self._insert(event)
+
+    def _insert(self, event: AnyEvent) -> None:
+        if self._failed:
+            raise OutboxFailed(self._failed)
+        crash_point("outbox.before_append")
+        seq = self._seq + 1
+        event.incarnation = self.incarnation
+        event.seq = seq
+        body = encode(event)
+        key = event.account_id
+        values = (
+            seq,
+            event.__struct_config__.tag,
+            event.request_id,
+            event.lease_id,
+            event.lease_seq,
+            key,
+            body,
+            row_crc(body, key),
+        )
+        try:
+            written = self._file.connection.execute(_APPEND, values).rowcount
+        except sqlite3.Error as error:
+            named = _named(error)
+            if isinstance(named, OutboxFailed):
+                self._failed = str(error)
+            raise named from error
+        if written == 0:
+            self._failed = "sealed"
+            raise Sealed(self.incarnation)
+        self._seq = seq
+        crash_point("outbox.after_append")
+        if not seq & _ROTATE_CHECK_MASK:
+            self._rotate_if_due()
+
+    def _rotate_if_due(self) -> None:
+        if os.fstat(self._file.wal_fd).st_size < self._settings.rotate_bytes:
+            return
+        spare = self._spare
+        if spare is None:
+            return  # `sync` has not made one yet; this file may grow meanwhile
+        try:
+            self._start_file(spare)
+        except sqlite3.Error:
+            return  # disk full: stay where rows may still fit
+        # `sync` reads _seq, _file and _retired in this order: each row is in a file it sees.
+        self._retired.append(self._file)
+        self._file = spare
+        self._spare = None
+
+    def _start_file(self, file: _File) -> None:
+        file.connection.execute("UPDATE meta SET first_seq = ?", (self._seq + 1,))
+
+    def sync(self) -> None:
+        """Makes every event appended before the call safe against a power cut and publishes that.
+
+        Blocks on the disk: call it from a real thread, each `sync_interval_s`. Raises
+        `OutboxFailed` on a failed fsync: whether the rows are on disk is then unknown for ever."""
+        if self._failed:
+            raise OutboxFailed(self._failed)
+        seq = self._seq
+        current = self._file
+        retired = len(self._retired)
+        try:
+            for index in range(retired):
+                os.fdatasync(self._retired[index].wal_fd)
+            os.fdatasync(current.wal_fd)
+            self._publish(seq)
+        except OSError as error:
+            self._failed = f"fsync: {error}"
+            raise OutboxFailed(self._failed) from error
+        for _ in range(retired):
+            self._retire(self._retired.popleft())
+        self._keep_spare()
+        self._watch_space()
+
+    def _publish(self, seq: int) -> None:
+        os.pwrite(self._sync_fd, seq.to_bytes(8, "little"), 0)
+
+    def _retire(self, file: _File) -> None:
+        try:
+            file.connection.execute("UPDATE meta SET finished = 1")
+        except sqlite3.OperationalError:
+            pass  # disk full; the seal at the end of this incarnation finishes the file
+        file.close()
+
+    def _keep_spare(self) -> None:
+        current = self._file
+        if self._spare is not None or self._over_limit:
+            return
+        if os.fstat(current.wal_fd).st_size * 2 < self._settings.rotate_bytes:
+            return
+        try:
+            spare = _File(self._folder, self.incarnation, current.number + 1, self._settings.sync)
+            fsync_folder(self._folder)
+        except (sqlite3.Error, OSError):
+            return  # disk full: the present file grows on, the next call tries again
+        self._spare = spare
+
+    def _watch_space(self) -> None:
+        now = time.monotonic()
+        if now - self._space_checked_s < _SPACE_CHECK_S:
+            return
+        self._space_checked_s = now
+        with os.scandir(self._folder) as entries:
+            used = sum(_size(entry) for entry in entries if not entry.name.endswith(".ballast"))
+        self._over_limit = used > self._settings.max_bytes
+        if not self._ballast_held:
+            try:
+                self._reserve_ballast()
+            except OSError:
+                pass  # still full: `append` keeps refusing
+
+    def _reserve_ballast(self) -> None:
+        path = ballast_path(self._folder, self.incarnation)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            os.posix_fallocate(fd, 0, self._settings.ballast_bytes)
+        except OSError:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+        self._ballast_held = True
+
+    def close(self) -> None:
+        """Ends the incarnation: nothing follows. Blocks for fsyncs. No thread may be in `sync`, and
+        every lease must have had its `lease_closed`. Raises as `append_last`."""
+        self.append_last(
+            IncarnationClosed(
+                event_id=f"{self.incarnation}:closed",
+                account_id="-",
+                occurred_at=self._clock.now_us(),
+                source="edge",
+            )
+        )
+        self._file.connection.execute("UPDATE meta SET finished = 1, ended = 1")
+        self.sync()
+        os.fsync(self._sync_fd)
+        spare, self._spare = self._spare, None
+        if spare is not None:
+            spare.close()
+            spare.path.unlink()
+        self._file.close()
+        self._failed = "closed"
+        os.close(self._sync_fd)
+        ballast_path(self._folder, self.incarnation).unlink(missing_ok=True)
+        os.close(self._lock_fd)
+
+
+def _size(entry: "os.DirEntry[str]") -> int:
+    try:
+        return entry.stat().st_size
+    except FileNotFoundError:  # the relay removed it meanwhile
+        return 0
+
+
+def _named(error: sqlite3.Error) -> Exception:
+    code = getattr(error, "sqlite_errorcode", 0)
+    if code in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
+        return DiskFull(str(error))
+    return OutboxFailed(str(error))
