@@ -1,0 +1,55 @@
+"""Time, so that tests can set it."""
+
+import threading
+import time
+from typing import Protocol
+
+
+class Clock(Protocol):
+    def now_us(self) -> int:
+        """Microseconds since the epoch, UTC."""
+
+    def monotonic_s(self) -> float:
+        """Seconds that never go back, for durations and deadlines."""
+
+    def sleep(self, seconds: float) -> None:
+        """Waits; in a gevent process only the calling greenlet."""
+
+
+class SystemClock:
+    """The machine's clock."""
+
+    def now_us(self) -> int:
+        return time.time_ns() // 1_000
+
+    def monotonic_s(self) -> float:
+        return time.monotonic()
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+
+class FakeClock:
+    """A clock that moves only by `advance` and `sleep`. Safe in threads."""
+
+    def __init__(self, now_us: int = 1_800_000_000_000_000) -> None:
+        self._now_us = now_us
+        self._monotonic_us = 0
+        self._lock = threading.Lock()
+
+    def now_us(self) -> int:
+        with self._lock:
+            return self._now_us
+
+    def monotonic_s(self) -> float:
+        with self._lock:
+            return self._monotonic_us / 1_000_000
+
+    def advance(self, seconds: float) -> None:
+        """Moves both readings by `seconds`."""
+        with self._lock:
+            self._now_us += round(seconds * 1_000_000)
+            self._monotonic_us += round(seconds * 1_000_000)
+
+    def sleep(self, seconds: float) -> None:
+        self.advance(seconds)
