@@ -1,0 +1,331 @@
+"""The gunicorn worker of the edge: gevent, one greenlet per client connection.
+
+gunicorn supplies the process model (master, fork, heartbeat, reload) and the checked request head
+(its policy against smuggling over a C parser). The loop around them is our own: it builds the
+environ in a third of the time, renders refused heads as JSON, bounds the draining of bodies nobody
+read, closes idle connections at once when it stops, and counts nothing.
+
+An application may have two methods, called in this order when the worker stops: `cut()` at the end
+of the grace period if answers still run, and `close()` after the last of them.
+"""
+
+import logging
+import os
+import socket
+import sys
+import time
+import warnings
+from functools import partial
+from types import SimpleNamespace
+from typing import Any, Final
+
+import gevent
+from gevent import monkey
+from gevent.pool import Pool
+from gevent.server import StreamServer
+from gunicorn import util
+from gunicorn.http import errors as http_errors
+from gunicorn.http.message import Request
+from gunicorn.http.parser import RequestParser
+from gunicorn.http.wsgi import FileWrapper
+from gunicorn.workers.base import Worker
+from gunicorn.workers.ggevent import GeventWorker
+from setproctitle import setproctitle
+
+from services.edge.http_response import Response
+
+log = logging.getLogger(__name__)
+
+_STOP_POLL_S: Final = 0.1
+_HEARTBEAT_S: Final = 1.0
+_CUT_S: Final = 2.0
+_DRAIN_BYTES_MAX: Final = 256 * 1024  # of a body nobody read, to keep the connection
+_DRAIN_S: Final = 1.0
+_LINGER_S: Final = 2.0  # reading on after an early answer, so that a reset does not destroy it
+
+# Underscore names that clients really send (older Codex). Any other is dropped: it would take the
+# environ key of the hyphenated header, which a proxy in front may have filtered.
+UNDERSCORE_HEADERS: Final = ("SESSION_ID", "CONVERSATION_ID")
+
+_REFUSALS: Final[tuple[tuple[type[Exception], int, str], ...]] = (
+    (http_errors.LimitRequestLine, 414, "URI Too Long"),
+    (http_errors.LimitRequestHeaders, 431, "Request Header Fields Too Large"),
+    (http_errors.UnsupportedTransferCoding, 501, "Not Implemented"),
+    (http_errors.ExpectationFailed, 417, "Expectation Failed"),
+)
+
+
+class CheckedRequest(Request):  # type: ignore[misc]
+    """gunicorn's request head; of underscore names only ours pass, from any peer."""
+
+    def _peer_trusted_for_forwarded(self) -> tuple[dict[str, str], tuple[str, ...]]:
+        return {}, UNDERSCORE_HEADERS
+
+
+class CheckedParser(RequestParser):  # type: ignore[misc]
+    mesg_class = CheckedRequest
+
+
+class TollgateWorker(GeventWorker):  # type: ignore[misc]
+    """See the module's text. `self.app` is the `server.EdgeServer`."""
+
+    alive: bool
+
+    def init_process(self) -> None:
+        setproctitle("tollgate: edge worker")
+        super().init_process()
+
+    def patch(self) -> None:
+        with warnings.catch_warnings():
+            # gunicorn's master imports ssl before the fork; nothing here subclasses its contexts.
+            warnings.simplefilter("ignore", monkey.MonkeyPatchWarning)
+            super().patch()
+
+    def handle_quit(self, sig: int, frame: Any) -> None:
+        # Ctrl-C reaches the whole process group: SIGINT and SIGQUIT drain like SIGTERM.
+        self.handle_exit(sig, frame)
+
+    def run(self) -> None:
+        self._idle: set[Any] = set()
+        # Plain attributes: gunicorn's settings object looks each one up in a dict of objects.
+        self._settings = SimpleNamespace(
+            **{name: setting.get() for name, setting in self.cfg.settings.items()},
+            is_ssl=self.cfg.is_ssl,
+        )
+        servers = [self._listen(sock) for sock in self.sockets]
+        beat_at = 0.0
+        while self.alive:
+            now = time.monotonic()
+            if now >= beat_at:
+                beat_at = now + _HEARTBEAT_S
+                Worker.notify(self)
+                if os.getppid() != self.ppid:
+                    log.warning("the master is gone, stopping")
+                    self.alive = False
+            gevent.sleep(_STOP_POLL_S)
+        self._drain(servers)
+
+    def _listen(self, sock: Any) -> StreamServer:
+        sock.setblocking(True)
+        host, port = sock.getsockname()[:2]
+        base = {
+            "wsgi.errors": sys.stderr,
+            "wsgi.version": (1, 0),
+            "wsgi.multithread": True,
+            "wsgi.multiprocess": self.cfg.workers > 1,
+            "wsgi.run_once": False,
+            "wsgi.file_wrapper": FileWrapper,
+            "wsgi.input_terminated": True,
+            "wsgi.url_scheme": "http",
+            "SERVER_SOFTWARE": "tollgate",
+            "SERVER_NAME": host,
+            "SERVER_PORT": str(port),
+            "SCRIPT_NAME": "",
+        }
+        pool = Pool(self.worker_connections)
+        server = StreamServer(sock, handle=partial(self._connection, base), spawn=pool)
+        if self.cfg.workers > 1:
+            server.max_accept = 1
+        server.start()
+        return server
+
+    def _drain(self, servers: list[StreamServer]) -> None:
+        for server in servers:
+            server.close()
+        for client in list(self._idle):
+            _shut(client, socket.SHUT_RD)  # what already arrived is still served
+        pools = [server.pool for server in servers]
+        self._wait(pools, self.app.drain_s)
+        if any(len(pool) for pool in pools):
+            log.warning("answers cut at the end of the grace period: %d", sum(map(len, pools)))
+            if hasattr(self.wsgi, "cut"):
+                self.wsgi.cut()
+                self._wait(pools, _CUT_S)
+            for pool in pools:
+                pool.kill(timeout=1)
+        if hasattr(self.wsgi, "close"):
+            self.wsgi.close()
+
+    def _wait(self, pools: list[Any], seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while any(len(pool) for pool in pools) and time.monotonic() < deadline:
+            Worker.notify(self)
+            gevent.sleep(_STOP_POLL_S)
+
+    def _connection(self, base: dict[str, Any], client: Any, address: Any) -> None:
+        parser = CheckedParser(self._settings, client, address)
+        try:
+            while True:
+                client.settimeout(None)
+                req = self._next_request(parser, client)
+                if req is None or not self._serve(base, parser, req, client, address):
+                    return
+        except http_errors.ParseException as error:
+            _refuse(client, error)
+        except OSError:
+            pass  # the client is gone
+        except Exception:
+            log.exception("the connection failed")
+        finally:
+            util.close(client)
+
+    def _next_request(self, parser: Any, client: Any) -> Any:
+        """The next request head, or None when the connection ends or stays idle too long."""
+        self._idle.add(client)
+        try:
+            if not self.alive:
+                _shut(client, socket.SHUT_RD)
+            with gevent.Timeout(self._settings.keepalive, False):
+                return next(parser)
+        except StopIteration:
+            pass
+        finally:
+            self._idle.discard(client)
+        return None
+
+    def _serve(
+        self, base: dict[str, Any], parser: Any, req: Any, client: Any, address: Any
+    ) -> bool:
+        """One request. False when the connection cannot serve another."""
+        environ = _environ(base, req, client, address)
+        response = Response(req, client, not self.alive)
+        try:
+            blocks = self.wsgi(environ, response.start_response)
+            try:
+                for block in blocks:
+                    response.write(block)
+                response.close()
+            finally:
+                if hasattr(blocks, "close"):
+                    blocks.close()
+        except OSError:
+            return False  # the client is gone
+        except http_errors.ParseException:
+            if response.sent:
+                return False
+            raise
+        except Exception:
+            log.exception("the application failed on %s %s", req.method, req.path)
+            if not response.sent:
+                _send_error(
+                    client, 500, "Internal Server Error", "internal_error", "internal error"
+                )
+            return False  # a cut answer is how the client learns of it
+        if _unread(req.body) and not _drain_body(parser, environ, response):
+            _linger(client)
+            return False
+        return not response.close_after
+
+
+def _environ(base: dict[str, Any], req: Any, client: Any, address: Any) -> dict[str, Any]:
+    environ = base.copy()
+    body = req.body
+    if req._expected_100_continue:
+        body = _ContinueInput(client, body)
+    environ["wsgi.input"] = body
+    environ["gunicorn.socket"] = client
+    environ["REQUEST_METHOD"] = req.method
+    environ["QUERY_STRING"] = req.query
+    environ["RAW_URI"] = req.uri
+    path = req.path
+    environ["PATH_INFO"] = util.unquote_to_wsgi_str(path) if "%" in path else path
+    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if req.version >= (1, 1) else "HTTP/1.0"
+    if isinstance(address, tuple):
+        environ["REMOTE_ADDR"] = address[0]
+        environ["REMOTE_PORT"] = str(address[1])
+    underscored = None
+    for name, value in req.headers:
+        key = _keys.get(name) or _key(name)
+        if "_" in name:
+            underscored = underscored or []
+            underscored.append((key, value))
+        elif key in environ:
+            environ[key] += "," + value
+        else:
+            environ[key] = value
+    if underscored:
+        for key, value in underscored:
+            environ.setdefault(key, value)  # never joined to, nor instead of, the hyphenated header
+    return environ
+
+
+_keys: dict[str, str] = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"}
+
+
+def _key(name: str) -> str:
+    key = "HTTP_" + name.replace("-", "_")
+    if len(_keys) < 1000:
+        _keys[name] = key
+    return key
+
+
+class _ContinueInput:
+    """A body whose client waits for `100 Continue`: sent when somebody wants the body."""
+
+    def __init__(self, client: Any, body: Any) -> None:
+        self._client = client
+        self._body = body
+        self.wanted = False
+
+    def read(self, size: int | None = None) -> bytes:
+        if not self.wanted:
+            self.wanted = True
+            self._client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        data: bytes = self._body.read(size)
+        return data
+
+
+def _unread(body: Any) -> bool:
+    """Whether some of the body may still be on the wire."""
+    left: int | None = getattr(body.reader, "length", None)  # None: chunked
+    return left != 0
+
+
+def _drain_body(parser: Any, environ: dict[str, Any], response: Response) -> bool:
+    """Reads what is left of a small body, so that the connection can go on."""
+    body = environ["wsgi.input"]
+    if response.close_after or (isinstance(body, _ContinueInput) and not body.wanted):
+        return False
+    done: bool = parser.finish_body(time.monotonic() + _DRAIN_S, _DRAIN_BYTES_MAX)
+    return done
+
+
+def _linger(client: Any) -> None:
+    """Ends our side and reads on for a moment: closing with unread data would send a reset, and
+    the client might lose the answer it was sent."""
+    _shut(client, socket.SHUT_WR)
+    with gevent.Timeout(_LINGER_S, False):
+        while client.recv(65536):
+            pass
+
+
+def _shut(client: Any, how: int) -> None:
+    try:
+        client.shutdown(how)
+    except OSError:
+        pass  # not connected any more
+
+
+def _refuse(client: Any, error: Exception) -> None:
+    """Answers a request head or body that is not HTTP, or passes a limit."""
+    status, reason = 400, "Bad Request"
+    for kind, code, text in _REFUSALS:
+        if isinstance(error, kind):
+            status, reason = code, text
+    log.info("refused a malformed request: %s", type(error).__name__)
+    _send_error(client, status, reason, "invalid_param", f"malformed HTTP request: {reason}")
+    _linger(client)
+
+
+def _send_error(client: Any, status: int, reason: str, code: str, message: str) -> None:
+    kind = "invalid_request_error" if status < 500 else "api_error"
+    body = f'{{"error":{{"type":"{kind}","code":"{code}","message":"{message}"}}}}'
+    head = (
+        f"HTTP/1.1 {status} {reason}\r\ncontent-type: application/json\r\n"
+        f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    try:
+        client.settimeout(_LINGER_S)
+        client.sendall((head + body).encode("ascii"))
+    except OSError:
+        pass  # the client is gone
