@@ -57,17 +57,17 @@ def metric(name: str) -> Any:
     return prometheus_client.Gauge(spec.name, spec.help, spec.labels, multiprocess_mode=mode)
 
 
-def render_metrics() -> tuple[bytes, str]:
-    """All processes' metrics as Prometheus text, and its content type."""
-    from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, generate_latest
+def exposition() -> bytes:
+    """The metrics of all processes of this host, as Prometheus text 0.0.4."""
+    from prometheus_client import REGISTRY, CollectorRegistry, generate_latest
     from prometheus_client.multiprocess import MultiProcessCollector
 
     folder = settings.environment(_MULTIPROCESS)
     if not folder:
-        return generate_latest(REGISTRY), CONTENT_TYPE_LATEST
+        return generate_latest(REGISTRY)
     registry = CollectorRegistry()
     MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
-    return generate_latest(registry), CONTENT_TYPE_LATEST
+    return generate_latest(registry)
 
 
 def redacted(text: str) -> str:

@@ -28,6 +28,8 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
     input_modalities: list[str] = msgspec.field(default_factory=lambda: ["text"])
     output_modalities: list[str] = msgspec.field(default_factory=lambda: ["text"])
     bytes_per_token: int = 4  # the count_tokens estimate
+    image_tokens: int = 5_000  # the most that one image can cost as input
+    document_tokens: int = 300_000  # the most that one document (PDF) can cost as input
     display_name: str = ""
     created: int = 0
 

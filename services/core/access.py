@@ -1,0 +1,139 @@
+"""Who calls, and whether the key may use the model it asks for."""
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from schemas.errors import Code
+from services.core.catalog import Key, Snapshot
+from services.core.errors import Refusal
+from services.core.keys import sha256_hex
+from services.core.prices import ModelPrice
+from services.core.routing import ModelIndex
+
+_CREDENTIAL_MAX: Final = 512
+_NAME_MAX: Final = 128
+_NEEDED: Final = ("input", "output")
+
+
+def credentials(headers: Mapping[str, str], query: Mapping[str, str]) -> list[str]:
+    """The secrets a request carries, in order of precedence: `x-api-key`, Bearer,
+    `x-goog-api-key`, `?key=`. Header names are lower-case."""
+    scheme, _, bearer = headers.get("authorization", "").partition(" ")
+    offered = (
+        headers.get("x-api-key", ""),
+        bearer if scheme.lower() == "bearer" else "",
+        headers.get("x-goog-api-key", ""),
+        query.get("key", ""),
+    )
+    found: list[str] = []
+    for value in offered:
+        secret = value.strip()
+        if secret and len(secret) <= _CREDENTIAL_MAX and secret not in found:
+            found.append(secret)
+    return found
+
+
+def pick_key(snapshot: Snapshot, offered: Sequence[str], now_us: int) -> Key:
+    """The first live key among `offered` secrets.
+
+    Raises Refusal for the first of them: INVALID_API_KEY, or PERMISSION_DENIED when its account
+    is paused."""
+    first: Refusal | None = None
+    for secret in offered:
+        key = snapshot.keys.get(sha256_hex(secret))
+        refusal = _why_not(snapshot, key, now_us)
+        if refusal is None and key is not None:
+            return key
+        first = first or refusal
+    raise first or Refusal(
+        Code.INVALID_API_KEY, "missing API key: send x-api-key or Authorization: Bearer"
+    )
+
+
+def _why_not(snapshot: Snapshot, key: Key | None, now_us: int) -> Refusal | None:
+    if key is None:
+        return Refusal(Code.INVALID_API_KEY, "invalid x-api-key")
+    if key.status != "active":
+        return Refusal(Code.INVALID_API_KEY, f"this API key was {key.status}")
+    if key.expires_at is not None and key.expires_at <= now_us:
+        return Refusal(Code.INVALID_API_KEY, "this API key has expired")
+    account = snapshot.accounts.get(key.account_id)
+    if account is None or account.status == "disabled":
+        return Refusal(Code.INVALID_API_KEY, "the account of this API key is disabled")
+    if account.status == "paused":
+        return Refusal(
+            Code.PERMISSION_DENIED, "permission_denied: the account of this API key is paused"
+        )
+    return None
+
+
+def check_model(snapshot: Snapshot, index: ModelIndex, key: Key, asked: str) -> ModelPrice:
+    """The priced model that `asked` means for this key.
+
+    Raises Refusal: MODEL_NOT_FOUND for a name that nothing serves, MODEL_WITHOUT_PRICE for one
+    that a channel serves and the price version does not hold, MODEL_NOT_IN_GROUP for one that
+    only other groups may use."""
+    shown = asked if len(asked) <= _NAME_MAX else asked[:_NAME_MAX] + "..."
+    model = index.resolve(asked)
+    if model is None:
+        if any(asked in channel.models for channel in snapshot.channels):
+            raise _without_price(shown)
+        raise Refusal(
+            Code.MODEL_NOT_FOUND, f"model_not_found: no model is named {shown!r}", param="model"
+        )
+    if not _has_prices(model):
+        raise _without_price(shown)
+    if in_group(snapshot, key.group, model.model):
+        return model
+    if any(model.model in channel.models for channel in snapshot.channels):
+        raise Refusal(
+            Code.MODEL_NOT_IN_GROUP,
+            f"model_not_in_group: group {key.group!r} of this key has no {shown!r}",
+            param="model",
+        )
+    raise Refusal(
+        Code.MODEL_NOT_FOUND, f"model_not_found: no channel serves {shown!r}", param="model"
+    )
+
+
+def allowed_models(snapshot: Snapshot, index: ModelIndex, key: Key) -> list[ModelPrice]:
+    """The models that `check_model` lets this key use, by id."""
+    served = {
+        name
+        for channel in snapshot.channels
+        if key.group in channel.groups
+        for name in channel.models
+    }
+    found = [
+        model
+        for model in (snapshot.prices.book.models.get(name) for name in sorted(served))
+        if model is not None
+    ]
+    return [
+        model
+        for model in found
+        if _has_prices(model) and in_group(snapshot, key.group, model.model)
+    ]
+
+
+def in_group(snapshot: Snapshot, group_name: str, canonical: str) -> bool:
+    """Whether a key of the group may use the model and a channel of the group serves it."""
+    group = snapshot.groups.get(group_name)
+    if group is None or (group.models and canonical not in group.models):
+        return False
+    return any(
+        canonical in channel.models and group_name in channel.groups
+        for channel in snapshot.channels
+    )
+
+
+def _has_prices(model: ModelPrice) -> bool:
+    return all(name in model.classes for name in _NEEDED)
+
+
+def _without_price(shown: str) -> Refusal:
+    return Refusal(
+        Code.MODEL_WITHOUT_PRICE,
+        f"model_without_price: {shown!r} has no price, so it cannot be billed",
+        param="model",
+    )

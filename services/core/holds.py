@@ -1,0 +1,98 @@
+"""How much money a request can cost at most, before it is sent upstream.
+
+The input bound is tokens times the dearest input class the body can trigger, the output bound is
+the request's cap (else the model's maximum) times `n`; both at the dearest channel the request
+may fail over to, and rounded up. A usage within the token bounds is never rated above them."""
+
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from services.core.dialects.base import BodyShape
+from services.core.prices import ModelPrice, PriceBook
+from services.core.rating import Unpriced, ceiling_nano, class_prices
+
+# A token is at least two bytes of JSON text in every tokenizer that we price.
+BYTES_PER_TOKEN_MIN: Final = 2
+# What one request may do with the vendor's own tools (web search): calls, and tokens per result.
+# Beyond these the overrun rule applies, as for every usage above its hold.
+SERVER_TOOL_CALLS: Final = 10
+SERVER_TOOL_TOKENS: Final = 10_000
+
+_INPUT_CLASSES: Final = ("input", "cache_read", "cache_write_5m")
+
+
+class Bound(NamedTuple):
+    """Nano-USD. An elastic hold starts with `input_nano` and a slice of `output_nano`."""
+
+    input_nano: int
+    output_nano: int
+
+    @property
+    def whole_nano(self) -> int:
+        return self.input_nano + self.output_nano
+
+
+def input_tokens_max(model: ModelPrice, shape: BodyShape) -> int:
+    """The most input tokens that a body of `shape` can be, over all input classes together."""
+    tokens = -(-shape.text_bytes // BYTES_PER_TOKEN_MIN)
+    tokens += shape.images * model.image_tokens + shape.documents * model.document_tokens
+    if shape.server_tools:
+        tokens += SERVER_TOOL_CALLS * SERVER_TOOL_TOKENS
+    return min(model.context_window, tokens)
+
+
+def output_tokens_max(model: ModelPrice, max_output_tokens: int | None, n: int) -> int:
+    """The request's cap, else the model's maximum, for each of `n` answers."""
+    cap = model.max_output_tokens
+    if max_output_tokens is not None:
+        cap = max(0, max_output_tokens)
+    return cap * max(1, n)
+
+
+def hold_bound(
+    book: PriceBook,
+    *,
+    channels: Iterable[str],
+    priced_as: str,
+    multiplier_ppm: int,
+    shape: BodyShape,
+    max_output_tokens: int | None,
+    n: int = 1,
+) -> Bound:
+    """The bound of a request that may go to any of `channels` (names).
+
+    Raises `Unpriced` when there is no channel, or a class that the body can trigger has no
+    price on one of them."""
+    model = book.models.get(priced_as)
+    if model is None:
+        raise Unpriced(f"no price for model {priced_as}")
+    input_units = input_tokens_max(model, shape)
+    output_units = output_tokens_max(model, max_output_tokens, n)
+    classes = (*_INPUT_CLASSES, "cache_write_1h") if shape.cache_write_1h else _INPUT_CLASSES
+    dearest: Bound | None = None
+    for channel in channels:
+        prices = class_prices(book, channel, priced_as)
+        input_nano = ceiling_nano(
+            input_units, max(_price(prices, name) for name in classes), multiplier_ppm
+        )
+        if shape.server_tools:
+            # A model without a price for searches cannot bill one: the rating refuses it.
+            search = prices.get("web_search", 0)
+            input_nano += ceiling_nano(SERVER_TOOL_CALLS, search, multiplier_ppm)
+        output_nano = ceiling_nano(output_units, _price(prices, "output"), multiplier_ppm)
+        if dearest is None:
+            dearest = Bound(input_nano, output_nano)
+        else:
+            dearest = Bound(
+                max(dearest.input_nano, input_nano), max(dearest.output_nano, output_nano)
+            )
+    if dearest is None:
+        raise Unpriced(f"no channel for model {priced_as}")
+    return dearest
+
+
+def _price(prices: dict[str, int], name: str) -> int:
+    price = prices.get(name)
+    if price is None:
+        raise Unpriced(f"no price for {name}")
+    return price
