@@ -46,15 +46,15 @@ _ROTATE_CHECK_MASK: Final = 63  # look at the file's size every 64 rows
 _SPACE_CHECK_S: Final = 1.0
 
 
-class DiskFull(Exception):  # noqa: N818
+class DiskFull(Exception):
     """Nothing was written: refuse new requests, finish the admitted ones with `append_last`."""
 
 
-class Sealed(Exception):  # noqa: N818
+class Sealed(Exception):
     """The reaper took this incarnation for dead: cut the streams and exit."""
 
 
-class OutboxFailed(Exception):  # noqa: N818
+class OutboxFailed(Exception):
     """The file can no longer be trusted: admit nothing, exit; never write to it again."""
 
 

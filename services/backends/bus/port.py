@@ -7,12 +7,19 @@ must be exact keeps its position beside its results and seeks on assignment.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
+
+MAX_RECORD_BYTES: Final = 1_000_000  # what a Kafka topic takes unless configured otherwise
 
 
 class Record(NamedTuple):
     key: str
     value: bytes
+
+
+def size_bytes(record: Record) -> int:
+    """What `MAX_RECORD_BYTES` bounds."""
+    return len(record.key.encode()) + len(record.value)
 
 
 class Message(NamedTuple):
@@ -24,11 +31,11 @@ class Message(NamedTuple):
     timestamp_us: int  # when the bus took it, microseconds UTC
 
 
-class BusUnavailable(Exception):  # noqa: N818
+class BusUnavailable(Exception):
     """The bus cannot be reached or its answer is unknown: do the same again later."""
 
 
-class RecordTooLarge(Exception):  # noqa: N818
+class RecordTooLarge(Exception):
     """`records[index]` can never be sent: put it aside and send the others (again)."""
 
     def __init__(self, index: int, size_bytes: int) -> None:
@@ -37,7 +44,7 @@ class RecordTooLarge(Exception):  # noqa: N818
         self.size_bytes = size_bytes
 
 
-class OffsetOutOfRange(Exception):  # noqa: N818
+class OffsetOutOfRange(Exception):
     """The log does not hold this offset (truncated, or made anew): halt and call a person."""
 
     def __init__(self, partition: int, offset: int, first: int, next_offset: int) -> None:
