@@ -37,6 +37,9 @@ _SHELLS: Final[dict[str, Any]] = {
     "shell_command": lambda command: {"command": command},
     "shell": lambda command: {"command": ["bash", "-lc", command]},
     "local_shell": lambda command: {"command": ["bash", "-lc", command]},
+    "exec": lambda command: {
+        "input": f"text(await tools.exec_command({json.dumps({'cmd': command})}))"
+    },
 }
 
 

@@ -123,7 +123,8 @@ def weigh(value: Any) -> int:
     if isinstance(value, list):
         return sum(weigh(item) for item in value)
     if isinstance(value, dict):
-        if value.get("type") in _MEDIA_TYPES:
+        kind = value.get("type")
+        if isinstance(kind, str) and kind in _MEDIA_TYPES:
             return MEDIA_TOKENS * 4
         return sum(len(key) + weigh(item) for key, item in value.items() if key != "cache_control")
     return 4

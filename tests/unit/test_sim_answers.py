@@ -163,3 +163,29 @@ def test_a_fault_is_chosen_by_model(model, fault):
 def test_a_fault_is_chosen_by_header_and_by_path():
     assert faults.find("claude", "529", "/v1/messages") == ("529", 0)
     assert faults.find("claude", "", "/fault/sim-slow-20/v1/messages") == ("slow", 20)
+
+
+def test_a_tool_schema_may_have_a_property_named_type():
+    schema = {"type": "object", "properties": {"type": {"type": "string"}}}
+    body = messages_body(tools=[{"name": "a", "input_schema": schema}])
+    assert anthropic.read(body, {}).input.uncached > 10
+
+
+def test_a_shell_directive_takes_the_shell_that_is_offered():
+    shell = {
+        "type": "namespace",
+        "name": "functions",
+        "tools": [{"type": "custom", "name": "exec"}],
+    }
+    items = [
+        {"type": "additional_tools", "role": "developer", "tools": [shell]},
+        {"role": "user", "content": "sim:shell echo hi"},
+    ]
+    prompt, answer = answered(responses, {"model": "m", "input": items})
+    call = responses.reply(prompt, answer, True)["output"][-1]
+    assert (call["type"], call["name"], call["namespace"]) == (
+        "custom_tool_call",
+        "exec",
+        "functions",
+    )
+    assert call["input"] == 'text(await tools.exec_command({"cmd": "echo hi"}))'
