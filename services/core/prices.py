@@ -30,6 +30,7 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
     bytes_per_token: int = 4  # the count_tokens estimate
     image_tokens: int = 5_000  # the most that one image can cost as input
     document_tokens: int = 300_000  # the most that one document (PDF) can cost as input
+    hidden_output: bool = False  # bills output that its stream does not show (reasoning)
     display_name: str = ""
     created: int = 0
 
