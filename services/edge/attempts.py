@@ -1,0 +1,257 @@
+"""Upstream calls of one request: channel after channel until one answers or none is left.
+
+Failover happens only before the client's first byte, on a connect error, a broken connection and
+the statuses of `FAILOVER`; at most `max_attempts` calls within `failover_s`. A timeout does not
+fail over: the provider may be working, and the client has waited long enough."""
+
+import math
+from typing import Final
+
+from schemas.config import Edge
+from schemas.errors import Code
+from schemas.events import Attempt
+from services.backends.clock import Clock
+from services.core.catalog import Channel
+from services.core.errors import Refusal
+from services.core.outcomes import Verdict
+from services.core.routing import Cooldowns, candidates
+from services.edge.exchange import Exchange
+from services.edge.headers import upstream_lines
+from services.edge.upstream import (
+    Aborted,
+    Call,
+    ConnectFailed,
+    FirstByteTimeout,
+    UpstreamBroken,
+    UpstreamPool,
+)
+
+FAILOVER_4XX: Final = frozenset({401, 403, 404, 408, 429})
+ERROR_BODY_MAX_BYTES: Final = 1024 * 1024
+ERROR_BODY_S: Final = 10.0
+
+
+class Failure(Exception):
+    """No channel answered. `status` and `body` are the last upstream's own when `native`;
+    otherwise the gateway renders an error of `code`. `late` is the verdict on a 2xx answer that
+    turned out unusable."""
+
+    def __init__(
+        self,
+        code: Code,
+        message: str,
+        *,
+        status: int = 0,
+        body: bytes = b"",
+        headers: list[tuple[bytes, bytes]] | None = None,
+        retry_after_s: int | None = None,
+        late: Verdict | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.late = late
+        self.code = code
+        self.message = message
+        self.status = status
+        self.body = body
+        self.headers = headers or []
+        self.retry_after_s = retry_after_s
+
+    @property
+    def native(self) -> bool:
+        return self.status > 0
+
+
+class ClientGone(Exception):
+    """The client hung up before its first byte."""
+
+
+class Upstreams:
+    """One per worker: the connection pool and what is known of the channels' health."""
+
+    def __init__(self, pool: UpstreamPool, clock: Clock, settings: Edge) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._settings = settings
+        self._cooldowns = Cooldowns(clock.monotonic_s)
+        self._in_flight: dict[str, int] = {}
+
+    def serving(self, x: Exchange) -> list[Channel]:
+        """The channels that may take the request, best first.
+
+        Raises Refusal: 429 when all of them cool down until a known time, else 503."""
+        assert x.view is not None
+        assert x.key is not None
+        assert x.price is not None
+        assert x.parsed is not None
+        channels = candidates(
+            x.view.snapshot, x.key.group, x.dialect.name, x.price.model, x.parsed.session_id
+        )
+        if not channels:
+            raise Refusal(Code.NO_CAPACITY, "no available accounts")
+        ready = [channel for channel in channels if self._ready(channel)]
+        if ready:
+            return ready
+        end_s = self._cooldowns.known_end_s([channel.name for channel in channels])
+        if end_s is None:
+            raise Refusal(Code.NO_CAPACITY, "no available accounts")
+        raise Refusal(
+            Code.RATE_LIMIT_EXCEEDED,
+            "every upstream that serves this model is cooling down",
+            retry_after_s=max(1, math.ceil(end_s)),
+        )
+
+    def _ready(self, channel: Channel) -> bool:
+        if not self._cooldowns.ready(channel.name):
+            return False
+        if not channel.max_concurrency:
+            return True
+        share = math.ceil(channel.max_concurrency / self._settings.workers)
+        return self._in_flight.get(channel.name, 0) < share
+
+    def call(self, x: Exchange, channels: list[Channel], path: str = "") -> Call:
+        """The first 2xx answer's call, its head read and its body not.
+
+        Raises Failure when all failed, ClientGone. The caller releases or aborts the call and
+        then calls `done`."""
+        deadline_s = self._clock.monotonic_s() + self._settings.failover_s
+        failure = Failure(Code.NO_CAPACITY, "no available accounts")
+        for channel in channels[: self._settings.max_attempts]:
+            if x.attempts and self._clock.monotonic_s() >= deadline_s:
+                break
+            try:
+                return self._attempt(x, channel, path or x.dialect.upstream_path)
+            except Failure as ex:
+                failure = ex
+                if not self._fails_over(ex):
+                    break
+        raise failure
+
+    @staticmethod
+    def _fails_over(ex: Failure) -> bool:
+        if ex.code is Code.TIMEOUT:
+            return False
+        return ex.status == 0 or ex.status >= 500 or ex.status in FAILOVER_4XX
+
+    def done(self, channel: Channel) -> None:
+        """The call on `channel` is over."""
+        self._in_flight[channel.name] -= 1
+
+    def failed_late(self, channel: Channel, status: int) -> None:
+        """The call broke after its 2xx head."""
+        self._cooldowns.failed(channel.name, status, None)
+
+    def _attempt(self, x: Exchange, channel: Channel, path: str) -> Call:
+        assert x.view is not None
+        assert x.parsed is not None
+        assert x.price is not None
+        x.channel = channel
+        x.upstream_model = upstream_name(channel, x.price.model, x.parsed.model)
+        attempt = Attempt(channel=channel.name, started_at=self._clock.now_us())
+        x.attempts.append(attempt)
+        started_s = self._clock.monotonic_s()
+        self._in_flight[channel.name] = self._in_flight.get(channel.name, 0) + 1
+        call: Call | None = None
+        try:
+            call = self._send(x, channel, path)
+            attempt.status = call.status
+            x.upstream_request_id = attempt.upstream_request_id = request_id_of(call)
+            if 200 <= call.status < 300:
+                self._cooldowns.ok(channel.name)
+                return call
+            raise self._refused(channel, call)
+        except Aborted as ex:
+            raise cut_short(x) from ex
+        except ConnectFailed as ex:
+            self._gone(x)
+            self._cooldowns.failed(channel.name, 0, None)
+            raise Failure(Code.UPSTREAM_ERROR, "the upstream cannot be reached") from ex
+        except FirstByteTimeout as ex:
+            self._cooldowns.failed(channel.name, 504, None)
+            raise Failure(Code.TIMEOUT, "the upstream did not answer in time") from ex
+        except UpstreamBroken as ex:
+            self._gone(x)
+            self._cooldowns.failed(channel.name, 502, None)
+            raise Failure(Code.UPSTREAM_ERROR, "the upstream closed the connection") from ex
+        except Failure as ex:
+            attempt.code = ex.code
+            raise
+        finally:
+            attempt.total_ms = round((self._clock.monotonic_s() - started_s) * 1000)
+            if call is None or not 200 <= call.status < 300:
+                self.done(channel)
+                if call is not None:
+                    call.release()
+
+    @staticmethod
+    def _gone(x: Exchange) -> None:
+        if x.watch is not None and x.watch.gone:
+            raise ClientGone
+
+    def _send(self, x: Exchange, channel: Channel, path: str) -> Call:
+        assert x.view is not None
+        assert x.parsed is not None
+        if x.query:
+            path = f"{path}?{x.query}"
+        return self._pool.request(
+            x.view.targets[channel.name],
+            b"POST",
+            path.encode("latin-1"),
+            upstream_lines(x.dialect, x.headers, x.view.credentials[channel.name]),
+            x.dialect.upstream_body(x.body, x.parsed, x.upstream_model),
+            connect_timeout_s=channel.connect_timeout_s,
+            first_byte_timeout_s=(
+                channel.first_byte_timeout_s if x.parsed.stream else channel.total_timeout_s
+            ),
+            on_connected=x.connected,
+        )
+
+    def _refused(self, channel: Channel, call: Call) -> Failure:
+        """What a non-2xx answer becomes. The upstream's 401 and 403 concern our credential and
+        never reach the client; a redirect is not followed."""
+        body = call.read_all(ERROR_BODY_MAX_BYTES, ERROR_BODY_S)
+        retry_after_s = _seconds(call, b"retry-after")
+        status = call.status
+        if status in (401, 403):
+            self._cooldowns.park(channel.name)
+            return Failure(Code.NO_CAPACITY, "no available accounts")
+        if status < 400:
+            return Failure(Code.UPSTREAM_ERROR, f"the upstream answered {status}")
+        if status >= 500 or status == 429:
+            self._cooldowns.failed(channel.name, status, retry_after_s)
+        code = Code.RATE_LIMIT_EXCEEDED if status == 429 else Code.UPSTREAM_ERROR
+        return Failure(
+            code,
+            f"the upstream answered {status}",
+            status=status,
+            body=body,
+            headers=call.headers,
+            retry_after_s=retry_after_s,
+        )
+
+
+def cut_short(x: Exchange) -> Exception:
+    """Why an upstream call was aborted: the client hung up, else this worker is stopping."""
+    if x.watch is not None and x.watch.gone:
+        return ClientGone()
+    return Failure(Code.UNAVAILABLE, "the gateway is stopping; try again")
+
+
+def upstream_name(channel: Channel, canonical: str, asked: str) -> str:
+    """What the upstream calls the model: the operator's alias when it differs from ours, else
+    what the client wrote (a dated form stays as it is)."""
+    mapped = channel.models[canonical]
+    return asked if mapped == canonical else mapped
+
+
+def request_id_of(call: Call) -> str:
+    for name, value in call.headers:
+        if name in (b"request-id", b"x-request-id"):
+            return value.decode("latin-1")[:128]
+    return ""
+
+
+def _seconds(call: Call, header: bytes) -> int | None:
+    for name, value in call.headers:
+        if name == header and value.strip().isdigit():
+            return int(value)
+    return None

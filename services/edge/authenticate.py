@@ -1,0 +1,32 @@
+"""Who calls: from the request's credentials to a live key."""
+
+from collections.abc import Mapping
+
+from services.core.access import credentials, pick_key
+from services.core.catalog import Key
+from services.core.errors import Refusal
+from services.core.keys import sha256_hex
+from services.edge.snapshot import Snapshots, View
+
+
+def authenticate(
+    snapshots: Snapshots, headers: Mapping[str, str], query: Mapping[str, str], now_us: int
+) -> tuple[View, Key]:
+    """The current view and the first live key among the credentials. A key that the view does
+    not know is looked up at the centre once: it may have been made a moment ago.
+
+    Raises Refusal: INVALID_API_KEY, or UNAVAILABLE when the catalog is too old to trust."""
+    view = snapshots.view()
+    offered = credentials(headers, query)
+    try:
+        return view, pick_key(view.snapshot, offered, now_us)
+    except Refusal:
+        unknown = [
+            digest for digest in map(sha256_hex, offered[:4]) if digest not in view.snapshot.keys
+        ]
+        if not unknown:
+            raise
+    for digest in unknown:
+        snapshots.missing(digest)
+    view = snapshots.view()
+    return view, pick_key(view.snapshot, offered, now_us)

@@ -1,0 +1,115 @@
+"""Builds one edge worker. The only file of the edge that names concrete adapters.
+
+Runs in the worker after the fork and after gevent's patches: connections, files, locks and
+watchers must not be shared with another process."""
+
+import socket
+from collections.abc import Callable, Iterable
+from typing import Any, Final, TypeVar
+
+from gevent import monkey
+from gevent.threadpool import ThreadPool
+
+from schemas.config import Config
+from services.backends import telemetry
+from services.backends.clock import SystemClock
+from services.backends.outbox import Outbox, OutboxFailed
+from services.backends.query_client import QueryClient
+from services.backends.settings import load_secret, under
+from services.backends.sql.accounts import Accounts
+from services.backends.sql.budgets import Budgets
+from services.backends.sql.catalog import Catalog
+from services.backends.sql.engine import open_engine
+from services.edge.app import PathPrefix, create_routes
+from services.edge.attempts import Upstreams
+from services.edge.leases import LeaseBook
+from services.edge.record import Recorder, new_incarnation
+from services.edge.snapshot import Snapshots
+from services.edge.upstream import UpstreamPool
+from services.edge.worker import Worker
+
+T = TypeVar("T")
+
+_sleep: Final = monkey.get_original("time", "sleep")
+
+
+class Inline:
+    """PostgreSQL's driver waits cooperatively in a patched process: no thread is needed."""
+
+    def apply(self, fn: Callable[..., T], args: tuple[Any, ...] = ()) -> T:
+        return fn(*args)
+
+
+class EdgeApp:
+    """The WSGI callable, with the two methods that the server calls when it stops."""
+
+    def __init__(self, worker: Worker, sync: ThreadPool) -> None:
+        self._worker = worker
+        self._sync = sync
+        self._app = PathPrefix(create_routes(worker))
+
+    def __call__(
+        self, environ: dict[str, Any], start_response: Callable[..., Any]
+    ) -> Iterable[bytes]:
+        return self._app(environ, start_response)
+
+    def cut(self) -> None:
+        """The grace period is over while answers still run."""
+        self._worker.cut()
+
+    def close(self) -> None:
+        """After the last answer: money back, outbox closed."""
+        self._worker.stopping = True
+        self._sync.join()
+        self._worker.stop()
+
+
+def create_app(config: Config) -> EdgeApp:
+    """One worker's application, its outbox open and its poll loops running."""
+    telemetry.configure("edge", config)
+    clock = SystemClock()
+    engine = open_engine(config.database.url, under(config, "."))
+    # SQLite blocks: one thread keeps it off the hub. See docs/architecture.md.
+    threads: Any = ThreadPool(1) if config.database.url.startswith("sqlite") else Inline()
+    incarnation = new_incarnation()
+    budgets = Budgets(engine)
+    budgets.open_incarnation(incarnation, "edge", socket.gethostname())
+    outbox = Outbox.create(under(config, config.outbox.path), incarnation, config.outbox, clock)
+    recorder = Recorder(outbox, clock)
+    leases = LeaseBook(
+        budgets,
+        incarnation,
+        threads,
+        clock,
+        wait_s=config.edge.admission_wait_s,
+        on_closed=recorder.lease_closed,
+    )
+    recorder.leases = leases
+    catalog = Catalog(engine, load_secret(config.data_dir))
+    worker = Worker(
+        config=config,
+        clock=clock,
+        outbox=outbox,
+        snapshots=Snapshots(catalog, threads, clock, config.edge.catalog_grace_s),
+        leases=leases,
+        recorder=recorder,
+        upstreams=Upstreams(UpstreamPool(), clock, config.edge),
+        accounts=Accounts(engine),
+        queries=QueryClient(config),
+        threads=threads,
+    )
+    worker.start()
+    sync = ThreadPool(1)
+    sync.spawn(_sync_loop, worker, config.outbox.sync_interval_s)
+    return EdgeApp(worker, sync)
+
+
+def _sync_loop(worker: Worker, interval_s: float) -> None:
+    """Real thread: fsync on a timer. A failed fsync ends the process: what is on disk is unknown,
+    and what was in flight is closed as abandoned, free, from the file."""
+    while not worker.stopping:
+        try:
+            worker.outbox.sync()
+        except OutboxFailed as ex:
+            worker.die(str(ex))
+        _sleep(interval_s)

@@ -1,0 +1,110 @@
+"""One request on its way through a worker: what is known of it so far."""
+
+from collections.abc import Callable
+from typing import Any
+
+from schemas.events import Attempt
+from services.core.catalog import Channel, Key
+from services.core.dialects import Dialect
+from services.core.dialects.base import ParsedRequest
+from services.core.prices import ModelPrice
+from services.edge.leases import Reservation
+from services.edge.snapshot import View
+from services.edge.upstream import Call
+from services.edge.watch import ClientWatch
+
+
+class Exchange:
+    """Filled step by step; a field that a step has not reached yet holds its empty value."""
+
+    __slots__ = (
+        "attempts",
+        "body",
+        "call",
+        "channel",
+        "channels",
+        "dialect",
+        "environ",
+        "estimate_credits",
+        "headers",
+        "hung_up",
+        "key",
+        "parsed",
+        "path",
+        "price",
+        "query",
+        "request_id",
+        "requested",
+        "reservation",
+        "started_s",
+        "started_us",
+        "tags",
+        "terminated",
+        "ttfb_s",
+        "upstream_model",
+        "upstream_request_id",
+        "view",
+        "watch",
+    )
+
+    def __init__(
+        self,
+        request_id: str,
+        dialect: Dialect,
+        environ: dict[str, Any],
+        headers: dict[str, str],
+        started_s: float,
+        started_us: int,
+    ) -> None:
+        self.request_id = request_id
+        self.dialect = dialect
+        self.environ = environ
+        self.headers = headers
+        self.path: str = environ["PATH_INFO"]
+        self.query: str = environ.get("QUERY_STRING", "")
+        self.started_s = started_s
+        self.started_us = started_us
+        self.view: View | None = None
+        self.key: Key | None = None
+        self.body = b""
+        self.parsed: ParsedRequest | None = None
+        self.price: ModelPrice | None = None
+        self.channels: list[Channel] = []
+        self.channel: Channel | None = None
+        self.upstream_model = ""
+        self.upstream_request_id = ""
+        self.reservation: Reservation | None = None
+        self.estimate_credits = 0
+        self.attempts: list[Attempt] = []
+        self.watch: ClientWatch | None = None
+        self.call: Call | None = None
+        self.hung_up: Callable[[], None] = self._abort
+        self.requested = False  # its `request` event is durable
+        self.terminated = False  # its terminal event is durable
+        self.ttfb_s = 0.0
+        self.tags: dict[str, str] = {}
+
+    def connected(self, call: Call) -> None:
+        """The upstream connection exists: from now on a hang-up can end it."""
+        self.call = call
+        if self.watch is not None and self.watch.gone:
+            call.abort()
+
+    def on_gone(self) -> None:
+        """The client hung up. Runs in the hub: must not block or raise."""
+        self.hung_up()
+
+    def _abort(self) -> None:
+        if self.call is not None:
+            self.call.abort()
+
+    @property
+    def client(self) -> str:
+        """What called: the first product token of the user agent, at most 64 characters."""
+        return self.headers.get("user-agent", "").split(" ", 1)[0][:64]
+
+    @property
+    def is_codex(self) -> bool:
+        """Codex repeats 401, 402, 403 and 413 five times, so its refusals look different."""
+        agent = self.headers.get("user-agent", "")
+        return agent.startswith("codex") or self.headers.get("originator", "").startswith("codex")

@@ -1,0 +1,49 @@
+"""Forwards usage queries to the meter's query API with the caller's identity, signed."""
+
+import falcon
+import gevent
+
+from schemas.errors import Code
+from services.backends.query_client import QueryUnavailable
+from services.core.dialects import DIALECTS
+from services.core.errors import Refusal
+from services.core.ids import uuid7_text
+from services.edge.authenticate import authenticate
+from services.edge.headers import accounting, client_headers
+from services.edge.refuse import render
+from services.edge.worker import Worker
+
+
+class ForwardResource:
+    """One GET route of the query API, scoped there to the key's account."""
+
+    def __init__(self, worker: Worker, path: str) -> None:
+        self._worker = worker
+        self._path = path
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        request_id = uuid7_text()
+        headers = client_headers(req.env)
+        key = None
+        try:
+            _, key = authenticate(
+                self._worker.snapshots, headers, req.params, self._worker.clock.now_us()
+            )
+            try:
+                status, body = self._worker.queries.forward(
+                    self._path, req.query_string, key.account_id, key.id
+                )
+            except QueryUnavailable as ex:
+                raise Refusal(
+                    Code.UNAVAILABLE, "usage cannot be read now; billing is not affected"
+                ) from ex
+            resp.status = status
+            resp.data = body
+            resp.content_type = "application/json"
+            gevent.sleep(0)
+        except Refusal as ex:
+            render(resp, DIALECTS["chat"], ex, request_id)
+        remaining_nano = self._worker.remaining_nano(key) if key is not None else 0
+        resp.set_headers(
+            accounting(remaining_nano=remaining_nano, estimate_credits=0, request_id=request_id)
+        )

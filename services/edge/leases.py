@@ -1,0 +1,319 @@
+"""Leases: money a worker took from a key's budget, so that it admits a request from memory.
+
+One lease per key and worker, grown by grants. Check and take happen without a switch in between;
+SQL runs in one thread (`sql`), one grant in flight per key. What is idle goes back; what another
+worker recalls goes back at once.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import gevent
+from gevent.lock import BoundedSemaphore
+
+from schemas.errors import Code
+from services.backends.clock import Clock
+from services.backends.outbox import Sealed
+from services.backends.sql.budgets import Budgets
+from services.backends.sql.engine import DatabaseUnavailable
+from services.backends.sql.lease_records import IncarnationNotOpen, KeyNotActive, LeaseReport
+from services.core.budgets import LimitFailure, LimitState, Shortfall
+from services.core.catalog import Key
+from services.core.errors import Refusal
+from services.core.ids import new_id
+from services.core.money import exact_usd
+
+T = TypeVar("T")
+
+IDLE_RETURN_S = 2.0
+IDLE_CLOSE_S = 60.0
+RETRY_S = 0.05
+GRANT_HOLDS_MIN = 8
+GRANT_HOLDS_MAX = 512
+WANT_MAX_NANO = 1_000_000_000_000  # a worker never asks for more than $1,000 at once
+
+
+class Threads(Protocol):
+    """Runs a blocking call in a thread and waits for it without stopping the hub."""
+
+    def apply(self, fn: Callable[..., T], args: tuple[Any, ...] = ()) -> T: ...
+
+
+class Lease:
+    """Money of one key at this worker. `free = amount - spent - reserved >= 0` always."""
+
+    __slots__ = (
+        "account_id",
+        "amount_nano",
+        "closed",
+        "factor",
+        "give_no",
+        "giving_nano",
+        "grant_no",
+        "granted_s",
+        "id",
+        "key_id",
+        "limits",
+        "lock",
+        "reported",
+        "reserved_nano",
+        "seq",
+        "spent_nano",
+        "used_s",
+    )
+
+    def __init__(self, key: Key, now_s: float) -> None:
+        self.id = new_id("lease")
+        self.key_id = key.id
+        self.account_id = key.account_id
+        self.amount_nano = 0
+        self.spent_nano = 0
+        self.reserved_nano = 0
+        self.seq = 0
+        self.grant_no = 0
+        self.give_no = 0
+        self.giving_nano = 0
+        self.factor = GRANT_HOLDS_MIN
+        self.granted_s = now_s
+        self.used_s = now_s
+        self.limits: dict[str, LimitState] = {}
+        self.lock = BoundedSemaphore(1)
+        self.reported = (0, 0)
+        self.closed = False
+
+    @property
+    def free_nano(self) -> int:
+        return self.amount_nano - self.spent_nano - self.reserved_nano
+
+
+class Reservation:
+    """One request's hold on a lease; ended exactly once by `settle`."""
+
+    __slots__ = ("ended", "hold_nano", "lease")
+
+    def __init__(self, lease: Lease, hold_nano: int) -> None:
+        self.lease = lease
+        self.hold_nano = hold_nano
+        self.ended = False
+
+
+class LeaseBook:
+    """Every lease of one worker.
+
+    `on_closed(lease)` is called when a lease ends for good, to write its `lease_closed`."""
+
+    def __init__(
+        self,
+        budgets: Budgets,
+        incarnation: str,
+        threads: Threads,
+        clock: Clock,
+        *,
+        wait_s: float,
+        on_closed: Callable[[Lease], None],
+    ) -> None:
+        self._budgets = budgets
+        self._incarnation = incarnation
+        self._threads = threads
+        self._clock = clock
+        self._wait_s = wait_s
+        self._on_closed = on_closed
+        self._leases: dict[str, Lease] = {}
+        self.limits: dict[str, LimitState] = {}
+
+    # -- admit and settle: memory only -----------------------------------------------------
+
+    def reserve(self, key: Key, hold_nano: int) -> Reservation:
+        """Sets `hold_nano` aside. Raises Refusal (quota or wallet, with what is missing)."""
+        lease = self._leases.get(key.id)
+        if lease is None or lease.closed:
+            lease = self._leases[key.id] = Lease(key, self._clock.monotonic_s())
+        if lease.free_nano < hold_nano:
+            lease = self._grow(key, lease, hold_nano)
+        lease.reserved_nano += hold_nano
+        lease.used_s = self._clock.monotonic_s()
+        if lease.free_nano < hold_nano * 2 and not lease.lock.locked():
+            gevent.spawn(self._renew, lease, hold_nano)
+        return Reservation(lease, hold_nano)
+
+    def charge(self, reservation: Reservation, cost_nano: int) -> int:
+        """How much of `cost_nano` the lease can pay: the hold, then what is unreserved, then one
+        grant. Moves nothing but the lease's size; call `settle` with the result."""
+        lease = reservation.lease
+        over = cost_nano - reservation.hold_nano
+        if over <= 0:
+            return cost_nano
+        if lease.free_nano < over:
+            self._renew(lease, over)
+        taken = min(over, max(lease.free_nano, 0))
+        lease.reserved_nano += taken
+        reservation.hold_nano += taken
+        return reservation.hold_nano
+
+    def settle(self, reservation: Reservation, charged_nano: int) -> None:
+        """Ends the hold: `charged_nano` (at most the hold) is spent, the rest is free again."""
+        if reservation.ended:
+            return
+        assert 0 <= charged_nano <= reservation.hold_nano
+        reservation.ended = True
+        lease = reservation.lease
+        lease.reserved_nano -= reservation.hold_nano
+        lease.spent_nano += charged_nano
+        lease.used_s = self._clock.monotonic_s()
+
+    def remaining_nano(self, limit_id: str) -> int | None:
+        """limit - settled - reserved - unsettled spend, as far as this worker knows; None when
+        the limit is unknown here or unlimited."""
+        state = self.limits.get(limit_id)
+        if state is None or state.limit_nano is None:
+            return None
+        since_report = 0  # pending_nano holds what every lease last reported, ours too
+        for lease in self._leases.values():
+            if limit_id in lease.limits:
+                since_report += lease.reserved_nano + lease.spent_nano - sum(lease.reported)
+        return state.limit_nano - state.settled_nano - state.pending_nano - since_report
+
+    def unreported_nano(self, account_id: str) -> int:
+        """Holds and spend of the account's leases here that the centre has not been told of."""
+        return sum(
+            lease.reserved_nano + lease.spent_nano - sum(lease.reported)
+            for lease in self._leases.values()
+            if lease.account_id == account_id
+        )
+
+    # -- grants -------------------------------------------------------------------------------
+
+    def _grow(self, key: Key, lease: Lease, hold_nano: int) -> Lease:
+        deadline_s = self._clock.monotonic_s() + self._wait_s
+        while True:
+            with lease.lock:
+                if not lease.closed and lease.free_nano >= hold_nano:
+                    return lease
+                if not lease.closed:
+                    try:
+                        self._grant(lease, hold_nano - lease.free_nano, hold_nano)
+                    except Shortfall as ex:
+                        if not ex.only_leased or self._clock.monotonic_s() >= deadline_s:
+                            raise refusal(ex.failing) from ex
+                    if lease.free_nano >= hold_nano:
+                        return lease
+            if lease.closed:
+                lease = self._leases.setdefault(key.id, Lease(key, self._clock.monotonic_s()))
+                if lease.closed:
+                    lease = self._leases[key.id] = Lease(key, self._clock.monotonic_s())
+                continue
+            gevent.sleep(RETRY_S)
+
+    def _renew(self, lease: Lease, hold_nano: int) -> None:
+        with lease.lock:
+            if lease.closed or lease.free_nano >= hold_nano * 2:
+                return
+            try:
+                self._grant(lease, hold_nano, hold_nano)
+            except (Shortfall, Refusal):
+                return  # what is there stays usable; the next request that needs more is refused
+
+    def _grant(self, lease: Lease, need_nano: int, hold_nano: int) -> None:
+        """One grant. A failed call leaves the outcome unknown: the same grant_no is asked again,
+        which the centre answers with the first result."""
+        now_s = self._clock.monotonic_s()
+        soon = now_s - lease.granted_s < 1.0
+        lease.factor = min(lease.factor * 2, GRANT_HOLDS_MAX) if soon else GRANT_HOLDS_MIN
+        want_nano = max(need_nano, min(hold_nano * lease.factor, WANT_MAX_NANO))
+        number = lease.grant_no + 1
+        try:
+            granted = self._threads.apply(
+                self._budgets.grant,
+                (lease.id, number, self._incarnation, lease.key_id, need_nano, want_nano),
+            )
+        except KeyNotActive as ex:
+            raise Refusal(Code.INVALID_API_KEY, "this API key may not be used any more") from ex
+        except IncarnationNotOpen as ex:
+            raise Sealed(self._incarnation) from ex
+        except DatabaseUnavailable as ex:
+            raise Refusal(Code.UNAVAILABLE, "budgets cannot be read now; try again") from ex
+        lease.grant_no = number
+        lease.granted_s = now_s
+        lease.amount_nano += granted.amount_nano
+        self._learn(lease, granted.limits)
+
+    def _learn(self, lease: Lease, states: list[LimitState]) -> None:
+        for state in states:
+            lease.limits[state.limit_id] = state
+            self.limits[state.limit_id] = state
+
+    # -- reports, give-back, recall: one round of the worker's poll ----------------------------
+
+    def poll(self) -> None:
+        """Reports holds and spend, learns limits, gives back what is idle or recalled."""
+        active = [lease for lease in self._leases.values() if lease.grant_no]
+        if not active:
+            return
+        reports = []
+        for lease in active:
+            figures = (lease.reserved_nano, lease.spent_nano)
+            if figures != lease.reported:
+                reports.append(LeaseReport(lease.id, *figures))
+                lease.reported = figures
+        reply = self._threads.apply(self._budgets.sync, (self._incarnation, reports))
+        if reply.state != "open":
+            raise Sealed(self._incarnation)
+        self.limits.update(reply.limits)
+        for lease in active:
+            for limit_id in lease.limits:
+                if limit_id in reply.limits:
+                    lease.limits[limit_id] = reply.limits[limit_id]
+        now_s = self._clock.monotonic_s()
+        for lease in active:
+            idle_s = now_s - lease.used_s
+            if lease.id in reply.recall or idle_s >= IDLE_RETURN_S:
+                self._give_back(lease)
+            if idle_s >= IDLE_CLOSE_S:
+                self._close(lease)
+
+    def _give_back(self, lease: Lease) -> None:
+        if lease.lock.locked():
+            return  # a grant is on its way: somebody needs it
+        with lease.lock:
+            if not lease.giving_nano:
+                if lease.free_nano <= 0:
+                    return
+                lease.giving_nano = lease.free_nano
+                lease.amount_nano -= lease.giving_nano  # ours first, the centre after
+                lease.give_no += 1
+            # After an unknown outcome the same number is sent again: the centre counts it once.
+            self._threads.apply(
+                self._budgets.give_back, (lease.id, lease.giving_nano, lease.give_no)
+            )
+            lease.giving_nano = 0
+
+    def _close(self, lease: Lease) -> None:
+        busy = lease.reserved_nano or lease.free_nano or lease.giving_nano
+        if busy or lease.closed or lease.lock.locked():
+            return
+        lease.closed = True
+        if self._leases.get(lease.key_id) is lease:
+            del self._leases[lease.key_id]
+        self._on_closed(lease)
+
+    def close_all(self) -> None:
+        """At the end of the worker, after the last request: everything goes back."""
+        for lease in list(self._leases.values()):
+            self._give_back(lease)
+            self._close(lease)
+
+
+def refusal(failing: list[LimitFailure]) -> Refusal:
+    """The answer for a hold that does not fit: the key's quota before the wallet."""
+    first = min(failing, key=lambda failure: failure.kind != "key_quota")
+    left_nano = max(first.limit_nano - first.settled_nano - first.leased_nano, 0)
+    missing = exact_usd(first.missing_nano)
+    if first.kind == "key_quota":
+        code, text = Code.QUOTA_EXCEEDED, "the key's quota"
+    else:
+        code, text = Code.INSUFFICIENT_BALANCE, "the wallet"
+    message = (
+        f"{code}: {text} has ${exact_usd(left_nano)} left and this request may cost "
+        f"${missing} more than that"
+    )
+    return Refusal(code, message, missing_nano=first.missing_nano)

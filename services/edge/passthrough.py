@@ -1,0 +1,167 @@
+"""Relays an upstream's answer to the client, and ends the request's money at the right moment.
+
+A stream's bytes go out as they come in; the bytes that hold the end marker wait until the terminal
+event is durable. The iterator is an object, not a generator: gunicorn calls `close` on it even
+when it was never started."""
+
+from collections.abc import Callable
+from typing import Final
+
+from gevent import get_hub
+
+from schemas.errors import Code, Outcome, Stage
+from services.backends.clock import Clock
+from services.core.dialects.base import StreamScan
+from services.core.outcomes import Verdict
+from services.edge.exchange import Exchange
+from services.edge.record import Recorder
+from services.edge.upstream import Call, IdleTimeout, UpstreamError
+
+DRAIN_S: Final = 0.5  # after the end marker, to give the connection back
+USAGE_WAIT_S: Final = 0.5  # after a hang-up, when only the usage is still to come
+
+Judge = Callable[[Exchange, StreamScan, bool, bool], Verdict]
+
+
+class StreamRelay:
+    """The body of a streamed answer. `first` is what was read before the head was decided."""
+
+    def __init__(
+        self,
+        x: Exchange,
+        call: Call,
+        scan: StreamScan,
+        first: bytes,
+        recorder: Recorder,
+        clock: Clock,
+        *,
+        ping_s: float,
+        on_done: Callable[[], None],
+        judge: Judge,
+    ) -> None:
+        self._x = x
+        self._call = call
+        self._scan = scan
+        self._first = first
+        self._recorder = recorder
+        self._clock = clock
+        self._ping_s = ping_s
+        self._on_done = on_done
+        self._judge = judge
+        self._heard_s = clock.monotonic_s()
+        self._over = False
+        self._released = False
+        x.hung_up = self._hung_up
+
+    def _hung_up(self) -> None:
+        """The client is gone: the call is cancelled, unless only its usage is still to come."""
+        if self._scan.finish_reason and not self._over:
+            get_hub().loop.timer(USAGE_WAIT_S).start(self._call.abort)
+        else:
+            self._call.abort()
+
+    def __iter__(self) -> "StreamRelay":
+        return self
+
+    def __next__(self) -> bytes:
+        if self._over:
+            self._drain()
+            raise StopIteration
+        if self._first:
+            data, self._first = self._first, b""
+            out = self._relay(data)
+            if out:
+                return out
+        while True:
+            try:
+                data = self._call.read(self._ping_s)
+            except IdleTimeout:
+                out = self._silent()
+                if out:
+                    return out
+                continue
+            except UpstreamError:
+                return self._ended(cut=True)
+            if not data:
+                return self._ended(cut=False)
+            out = self._relay(data)
+            if out:
+                return out
+
+    def _relay(self, data: bytes) -> bytes:
+        scan = self._scan
+        self._heard_s = self._clock.monotonic_s()
+        out = scan.feed(data)
+        if scan.finished or scan.error:
+            self._over = True
+            self._end(truncated=False)
+            if self._x.dialect.name == "responses" and scan.error and not scan.finished:
+                out += scan.render_error(Code.UPSTREAM_STREAM_ERROR, scan.error[1])
+        return out
+
+    def _silent(self) -> bytes:
+        """Nothing came for a ping interval: keep the client, or give the upstream up."""
+        assert self._x.channel is not None
+        if self._clock.monotonic_s() - self._heard_s >= self._x.channel.idle_timeout_s:
+            return self._failed(Code.TIMEOUT, "the upstream fell silent")
+        return self._scan.ping() if self._scan.at_boundary else b""
+
+    def _ended(self, *, cut: bool) -> bytes:
+        """The upstream's bytes are over without an end marker."""
+        if self._x.watch is not None and self._x.watch.gone:
+            self.close()
+            raise StopIteration
+        out = self._scan.close()
+        if not cut and self._scan.complete_at_eof:
+            self._over = True
+            self._end(truncated=False)
+            if not out:
+                raise StopIteration
+            return out
+        return out + self._failed(Code.UPSTREAM_TRUNCATED, "the upstream ended its answer early")
+
+    def _failed(self, code: Code, message: str) -> bytes:
+        """Ends the request free, with an error frame in the dialect."""
+        self._over = True
+        self._call.abort()
+        verdict = Verdict(Outcome.FAILED, code, Stage.STREAM, dict(self._scan.usage or {}), False)
+        self._recorder.end(self._x, verdict, 200, message)
+        return self._scan.render_error(code, message)
+
+    def _end(self, *, truncated: bool) -> None:
+        verdict = self._judge(self._x, self._scan, False, truncated)
+        message = self._scan.error[1] if self._scan.error else ""
+        self._recorder.end(self._x, verdict, 200, message)
+
+    def _drain(self) -> None:
+        """Reads to the end of the message, so that the connection can be used again."""
+        if self._released:
+            return
+        try:
+            while self._call.read(DRAIN_S):
+                pass
+        except UpstreamError:
+            self._call.abort()
+        self._release()
+
+    def close(self) -> None:
+        """Called once the answer is over, or the client is gone, or a write failed."""
+        try:
+            if not self._x.terminated:
+                self._over = True
+                self._client_gone()
+        finally:
+            self._release()
+
+    def _client_gone(self) -> None:
+        self._call.abort()
+        self._recorder.end(self._x, self._judge(self._x, self._scan, True, False), 499)
+
+    def _release(self) -> None:
+        if self._released:
+            return
+        self._released = True
+        if self._x.watch is not None:
+            self._x.watch.close()
+        self._call.release()
+        self._on_done()

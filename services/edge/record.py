@@ -1,0 +1,187 @@
+"""Writes a request's events and moves its money: the hold in, the charge and the rest out.
+
+Order, so that a kill at any point bills nothing wrong: `request` durable, upstream call, terminal
+durable, last bytes to the client. Nothing here yields between a sequence number and its append."""
+
+from schemas.errors import BILLED, SHAPES, Code, Outcome, Stage
+from schemas.events import Error, LeaseClosed, Request, Usage
+from services.backends.clock import Clock
+from services.backends.lifecycle import crash_point
+from services.backends.outbox import Outbox
+from services.core.errors import Refusal
+from services.core.ids import new_id
+from services.core.outcomes import Verdict
+from services.core.rating import Rated, rate
+from services.edge.exchange import Exchange
+from services.edge.leases import Lease, LeaseBook, Reservation
+
+SOURCE = "edge"
+
+
+class Recorder:
+    """One per worker, over its outbox and leases."""
+
+    def __init__(self, outbox: Outbox, clock: Clock) -> None:
+        self._outbox = outbox
+        self._clock = clock
+        self.leases: LeaseBook | None = None
+
+    def request(self, x: Exchange, reservation: Reservation) -> None:
+        """The request is admitted: durable before the upstream is called.
+
+        Raises what `Outbox.append` raises; the caller then ends the hold."""
+        assert x.key is not None
+        assert x.parsed is not None
+        assert x.view is not None
+        lease = reservation.lease
+        event = Request(
+            event_id=f"{x.request_id}:request",
+            account_id=lease.account_id,
+            key_id=lease.key_id,
+            occurred_at=x.started_us,
+            source=SOURCE,
+            request_id=x.request_id,
+            lease_id=lease.id,
+            lease_seq=lease.seq + 1,
+            dialect=x.dialect.name,
+            path=x.path[:1024],
+            model=x.parsed.model,
+            group=x.key.group,
+            price_version=x.view.prices.id,
+            hold_nano=reservation.hold_nano,
+            stream=x.parsed.stream,
+            session_id=x.parsed.session_id,
+            agent_id=x.parsed.agent_id,
+            client=x.client,
+            tags=x.tags,
+            body_bytes=len(x.body),
+        )
+        crash_point("edge.before_request")
+        self._outbox.append(event)
+        lease.seq += 1
+        x.requested = True
+        crash_point("edge.after_request")
+
+    def end(self, x: Exchange, verdict: Verdict, status: int, message: str = "") -> None:
+        """The terminal event, once; then the money. Raises what `Outbox.append_last` raises."""
+        if x.terminated or not x.requested:
+            return
+        assert x.reservation is not None
+        assert self.leases is not None
+        rated = self._rated(x, verdict)
+        charged_nano = 0
+        if verdict.outcome in BILLED:
+            assert rated is not None
+            charged_nano = min(rated.cost_nano, x.reservation.hold_nano)
+            if not verdict.estimated:
+                charged_nano = self.leases.charge(x.reservation, rated.cost_nano)
+        if x.terminated:  # charge() may wait; another path may have ended it meanwhile
+            return
+        event = self._terminal(x, verdict, rated, charged_nano, status, message)
+        crash_point("edge.before_terminal")
+        self._outbox.append_last(event)
+        x.reservation.lease.seq += 1
+        x.terminated = True
+        crash_point("edge.after_terminal")
+        self.leases.settle(x.reservation, charged_nano)
+
+    def refused(self, x: Exchange, refusal: Refusal) -> None:
+        """A refusal of a known key: an error event of its own, without a request before it."""
+        if x.key is None or x.requested:
+            return
+        verdict = Verdict(Outcome.REFUSED, refusal.code, Stage.ADMISSION, {}, False)
+        status = SHAPES[refusal.code].status
+        self._outbox.append(self._terminal(x, verdict, None, 0, status, refusal.message))
+
+    def lease_closed(self, lease: Lease) -> None:
+        """No event of the lease follows."""
+        self._outbox.append_last(
+            LeaseClosed(
+                event_id=f"{lease.id}:lease_closed",
+                account_id=lease.account_id,
+                key_id=lease.key_id,
+                occurred_at=self._clock.now_us(),
+                source=SOURCE,
+                lease_id=lease.id,
+                events=lease.seq,
+            )
+        )
+
+    def _rated(self, x: Exchange, verdict: Verdict) -> Rated | None:
+        if not verdict.usage or x.view is None or x.price is None or x.key is None:
+            return None
+        return rate(
+            x.view.prices.book,
+            channel=x.channel.name if x.channel else "",
+            priced_as=x.price.model,
+            group=x.key.group,
+            usage=verdict.usage,
+        )
+
+    def _terminal(
+        self,
+        x: Exchange,
+        verdict: Verdict,
+        rated: Rated | None,
+        charged_nano: int,
+        status: int,
+        message: str,
+    ) -> Usage | Error:
+        assert x.key is not None
+        lease = x.reservation.lease if x.reservation is not None and x.requested else None
+        now_us = self._clock.now_us()
+        common = {
+            "account_id": x.key.account_id,
+            "key_id": x.key.id,
+            "occurred_at": now_us,
+            "source": SOURCE,
+            "request_id": x.request_id,
+            "lease_id": lease.id if lease else "",
+            "lease_seq": lease.seq + 1 if lease else 0,
+            "status": status,
+            "outcome": verdict.outcome,
+            "dialect": x.dialect.name,
+            "path": x.path[:1024],
+            "model": x.parsed.model if x.parsed else "",
+            "priced_as": x.price.model if x.price else "",
+            "upstream_model": x.upstream_model,
+            "channel": x.channel.name if x.channel else "",
+            "group": x.key.group,
+            "price_version": x.view.prices.id if x.view else "",
+            "stream": x.parsed.stream if x.parsed else False,
+            "session_id": x.parsed.session_id if x.parsed else "",
+            "agent_id": x.parsed.agent_id if x.parsed else "",
+            "client": x.client,
+            "tags": x.tags,
+            "hold_nano": x.reservation.hold_nano if x.reservation else 0,
+            "ttfb_ms": round(x.ttfb_s * 1000),
+            "total_ms": max(now_us - x.started_us, 0) // 1000,
+            "attempts": x.attempts,
+            "upstream_request_id": x.upstream_request_id,
+        }
+        if verdict.outcome in BILLED:
+            assert rated is not None
+            return Usage(
+                event_id=f"{x.request_id}:usage",
+                usage=verdict.usage,
+                multiplier_ppm=rated.multiplier_ppm,
+                cost_nano=rated.cost_nano,
+                charged_nano=charged_nano,
+                written_off_nano=rated.cost_nano - charged_nano,
+                provider_cost_nano=rated.provider_cost_nano,
+                estimated=verdict.estimated,
+                **common,
+            )
+        return Error(
+            event_id=f"{x.request_id}:error",
+            code=verdict.code or Code.INTERNAL_ERROR,
+            stage=verdict.stage or Stage.GATEWAY,
+            message=message[:1024],
+            provider_cost_nano=rated.provider_cost_nano if rated else 0,
+            **common,
+        )
+
+
+def new_incarnation() -> str:
+    """The id of one run of one edge worker."""
+    return new_id("edge").replace("_", "-", 1)

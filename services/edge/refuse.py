@@ -1,0 +1,43 @@
+"""Renders what the client gets instead of an answer: the vendor's shape, Codex's special cases."""
+
+from typing import Any, Final
+
+import falcon
+
+from schemas.errors import SHAPES, Code
+from services.core.dialects import Dialect
+from services.core.errors import Refusal
+from services.edge.exchange import Exchange
+
+_MONEY: Final = frozenset({Code.INSUFFICIENT_BALANCE, Code.QUOTA_EXCEEDED})
+
+
+def render(
+    resp: falcon.Response,
+    dialect: Dialect,
+    refusal: Refusal,
+    request_id: str,
+    x: Exchange | None = None,
+) -> int:
+    """Fills `resp` with the refusal and returns the status that went out.
+
+    Codex repeats 402 five times, so toward it a refusal for money is a 400 with the same body."""
+    status = SHAPES[refusal.code].status
+    extra: dict[str, Any] | None = None
+    if x is not None and x.is_codex and dialect.name == "responses" and refusal.code in _MONEY:
+        status = 400
+    resp.data = dialect.render_error(
+        refusal.code,
+        refusal.message,
+        request_id=request_id,
+        param=refusal.param,
+        status=status,
+        extra=extra,
+    )
+    resp.status = status
+    resp.content_type = "application/json"
+    if refusal.retry_after_s is not None:
+        resp.set_header("retry-after", str(refusal.retry_after_s))
+    if dialect.name == "anthropic" and refusal.code in _MONEY:
+        resp.set_header("x-should-retry", "false")
+    return status

@@ -1,0 +1,199 @@
+"""The account as its owner sees it: balance, wallet transactions, and the public price list."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import falcon
+import orjson
+
+from schemas.events import MOVEMENTS
+from services.core.access import allowed_models
+from services.core.catalog import Key
+from services.core.dialects import DIALECTS
+from services.core.errors import InvalidRequest, Refusal
+from services.core.ids import uuid7_text
+from services.core.money import NANO_PER_USD, exact_usd
+from services.edge.authenticate import authenticate
+from services.edge.headers import accounting, client_headers
+from services.edge.refuse import render
+from services.edge.snapshot import View
+from services.edge.worker import Worker
+
+LOW_BALANCE_NANO: Final = 1_000_000_000
+PAGE_SIZE_MAX: Final = 200
+
+
+class Authenticated:
+    """A GET for a live key, answered in JSON with the accounting headers."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def _serve(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        body: Callable[[View, Key], Any],
+    ) -> None:
+        request_id = uuid7_text()
+        headers = client_headers(req.env)
+        key = None
+        try:
+            view, key = authenticate(
+                self._worker.snapshots, headers, req.params, self._worker.clock.now_us()
+            )
+            resp.data = orjson.dumps(body(view, key))
+            resp.content_type = "application/json"
+        except Refusal as ex:
+            render(resp, DIALECTS["chat"], ex, request_id)
+        remaining_nano = self._worker.remaining_nano(key) if key is not None else 0
+        resp.set_headers(
+            accounting(remaining_nano=remaining_nano, estimate_credits=0, request_id=request_id)
+        )
+
+
+class AccountResource(Authenticated):
+    """`GET /api/v1/me/account`."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        self._serve(req, resp, self._body)
+
+    def _body(self, view: View, key: Key) -> dict[str, Any]:
+        account = view.account(key.account_id)
+        tier = "enterprise" if account.kind == "org" else "individual"
+        return {
+            "user": {
+                "id": account.id,
+                "username": account.name,
+                "email": None,
+                "created_at": iso(account.created_at),
+                "tier": tier,
+            },
+            "balance": balance(self._worker, key),
+            "allowed_models": [
+                {"id": model.model, "quota_used_usd": None, "quota_cap_usd": None}
+                for model in allowed_models(view.snapshot, view.index, key)
+            ],
+            "org": None,
+        }
+
+
+class BalanceResource(Authenticated):
+    """`GET /v1/balance`: the balance part of the account."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        self._serve(req, resp, lambda view, key: balance(self._worker, key))
+
+
+class TransactionsResource(Authenticated):
+    """`GET /api/v1/me/billing/transactions`: money in and out of the wallet, newest first.
+    Spending by use never appears here."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        self._serve(req, resp, lambda view, key: self._body(req, key))
+
+    def _body(self, req: falcon.Request, key: Key) -> dict[str, Any]:
+        page = _number(req, "page", 1, 1_000_000)
+        size = _number(req, "page_size", 50, PAGE_SIZE_MAX)
+        kind = req.get_param("kind")
+        if kind is not None and kind not in MOVEMENTS:
+            raise InvalidRequest(f"kind must be one of {', '.join(MOVEMENTS)}", param="kind")
+        rows, total = self._worker.threads.apply(
+            self._worker.accounts.transactions,
+            (key.account_id, kind, _time(req, "since"), _time(req, "until"), page, size),
+        )
+        return {
+            "items": [
+                {
+                    "id": row.id,
+                    "created_at": iso(row.created_at),
+                    "kind": row.movement,
+                    "amount_usd": float(exact_usd(row.amount_nano)),
+                    "balance_after_usd": float(exact_usd(row.balance_after_nano)),
+                    "source": {"actor": row.actor, "receipt_id": row.external_id or None},
+                    "note": row.note or None,
+                }
+                for row in rows
+            ],
+            "total": total,
+            "page": page,
+            "page_size": size,
+        }
+
+
+class PricingResource:
+    """`GET /api/pricing`: the prices in force, USD per million tokens, without a key."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        prices = self._worker.snapshots.view().prices
+        resp.data = orjson.dumps(
+            [
+                {
+                    "model": model.model,
+                    "category": "text",
+                    "vendor": model.vendor,
+                    "rates": {
+                        "input_per_1m": _usd(model.classes.get("input")),
+                        "cache_write_per_1m": _usd(model.classes.get("cache_write_5m")),
+                        "cache_read_per_1m": _usd(model.classes.get("cache_read")),
+                        "output_per_1m": _usd(model.classes.get("output")),
+                        "currency": "USD",
+                    },
+                    "updated_at": iso(prices.effective_at),
+                }
+                for model in prices.book.models.values()
+            ]
+        )
+        resp.content_type = "application/json"
+        resp.set_header("x-tollgate-price-version", prices.id)
+
+
+def balance(worker: Worker, key: Key) -> dict[str, Any]:
+    """The wallet in USD. `available_usd` is after pending holds, rounded down to a micro-dollar;
+    this worker's holds count at once, another worker's within its report interval."""
+    figures = worker.threads.apply(worker.accounts.balance, (key.account_id,))
+    pending_nano = worker.leases.unreported_nano(key.account_id)
+    available_nano = figures.available_nano - pending_nano
+    return {
+        "available_usd": available_nano // 1000 / 1_000_000,
+        "lifetime_topup_usd": float(exact_usd(figures.topup_nano)),
+        "lifetime_spent_usd": float(exact_usd(figures.settled_nano)),
+        "low_balance_threshold_usd": LOW_BALANCE_NANO / NANO_PER_USD,
+        "low_balance_flagged": available_nano < LOW_BALANCE_NANO,
+    }
+
+
+def iso(at_us: int) -> str:
+    """RFC 3339 in UTC, to the second."""
+    return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _usd(nano: int | None) -> float | None:
+    return None if nano is None else float(exact_usd(nano))
+
+
+def _number(req: falcon.Request, name: str, default: int, largest: int) -> int:
+    text = req.get_param(name)
+    if text is None:
+        return default
+    if not text.isdigit() or not 1 <= int(text) <= largest:
+        raise InvalidRequest(f"{name} must be a number from 1 to {largest}", param=name)
+    return int(text)
+
+
+def _time(req: falcon.Request, name: str) -> int | None:
+    """A time parameter (RFC 3339, a date, or Unix seconds) as microseconds."""
+    text = req.get_param(name)
+    if text is None:
+        return None
+    if text.isdigit():
+        return int(text) * 1_000_000
+    try:
+        at = datetime.fromisoformat(text.replace(" ", "+"))
+    except ValueError as ex:
+        raise InvalidRequest(f"{name} is not a time", param=name) from ex
+    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000_000)

@@ -1,0 +1,101 @@
+"""`POST /v1/messages/count_tokens`: the upstream's answer, else an estimate. Free, no hold."""
+
+import math
+
+import falcon
+import gevent
+import orjson
+
+from services.core.access import check_model
+from services.core.dialects import DIALECTS
+from services.core.errors import Refusal
+from services.core.ids import uuid7_text
+from services.edge.attempts import Failure
+from services.edge.authenticate import authenticate
+from services.edge.body import read_body
+from services.edge.exchange import Exchange
+from services.edge.headers import accounting, client_headers, downstream
+from services.edge.refuse import render
+from services.edge.upstream import UpstreamError
+from services.edge.worker import Worker
+
+ANSWER_MAX_BYTES = 1024 * 1024
+ANSWER_S = 10.0
+PATH = "/v1/messages/count_tokens"
+
+
+class CountTokensResource:
+    """Asks the first channel that has the route; without one, or when it fails, the estimate is
+    the body's text bytes by the model's bytes per token, and says so in a header."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+        self._dialect = DIALECTS["anthropic"]
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        worker = self._worker
+        clock = worker.clock
+        x = Exchange(
+            uuid7_text(),
+            self._dialect,
+            req.env,
+            client_headers(req.env),
+            clock.monotonic_s(),
+            clock.now_us(),
+        )
+        try:
+            x.view, x.key = authenticate(worker.snapshots, x.headers, req.params, x.started_us)
+            x.body = read_body(
+                req.env, worker.config.edge.max_body_bytes, worker.config.edge.body_timeout_s
+            )
+            x.parsed = self._dialect.parse_count_request(x.body, x.headers)
+            x.price = check_model(x.view.snapshot, x.view.index, x.key, x.parsed.model)
+            if not self._upstream(x, resp):
+                self._estimate(x, resp)
+        except Refusal as ex:
+            render(resp, self._dialect, ex, x.request_id, x)
+        remaining_nano = worker.remaining_nano(x.key) if x.key is not None else 0
+        resp.set_headers(
+            accounting(remaining_nano=remaining_nano, estimate_credits=0, request_id=x.request_id)
+        )
+
+    def _upstream(self, x: Exchange, resp: falcon.Response) -> bool:
+        upstreams = self._worker.upstreams
+        try:
+            channels = [channel for channel in upstreams.serving(x) if channel.count_tokens]
+            if not channels:
+                return False
+            call = upstreams.call(x, channels[:1], path=PATH)
+        except (Refusal, Failure) as ex:
+            if isinstance(ex, Failure) and ex.status == 400:
+                resp.status = ex.status
+                resp.data = ex.body
+                resp.content_type = "application/json"
+                return True
+            return False
+        try:
+            body = call.read_all(ANSWER_MAX_BYTES, ANSWER_S)
+            counted = orjson.loads(body)["input_tokens"]
+            if type(counted) is not int or counted <= 0:
+                return False
+        except (UpstreamError, ValueError, KeyError, TypeError):
+            return False
+        finally:
+            call.release()
+            upstreams.done(channels[0])
+        resp.data = body
+        for name, value in downstream(call.headers):
+            if name == "content-type":
+                resp.content_type = value
+            else:
+                resp.append_header(name, value)
+        return True
+
+    def _estimate(self, x: Exchange, resp: falcon.Response) -> None:
+        assert x.parsed is not None
+        assert x.price is not None
+        gevent.sleep(0)  # a handler that never waits would starve the streams
+        tokens = max(1, math.ceil(x.parsed.shape.text_bytes / x.price.bytes_per_token))
+        resp.data = orjson.dumps({"input_tokens": tokens})
+        resp.content_type = "application/json"
+        resp.set_header("x-tollgate-estimated", "true")

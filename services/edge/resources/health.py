@@ -1,0 +1,63 @@
+"""`/`, `/healthz`, `/readyz`, `/metrics`."""
+
+import ipaddress
+
+import falcon
+import orjson
+
+from services.backends import telemetry
+from services.edge.worker import Worker
+
+
+class RootResource:
+    """Claude Code probes `HEAD /` when it starts."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.data = b'{"name":"tollgate","docs":"/v1/models"}'
+        resp.content_type = "application/json"
+
+    on_head = on_get
+
+
+class LiveResource:
+    """200 as long as the process answers."""
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        resp.data = b'{"status":"live"}'
+        resp.content_type = "application/json"
+
+    on_head = on_get
+
+
+class ReadyResource:
+    """200 when the first admitted request would be billed, else 503 and what is missing."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        missing = self._worker.not_ready()
+        resp.status = 503 if missing else 200
+        body = {"status": "not ready" if missing else "ready", "missing": missing}
+        resp.data = orjson.dumps(body)
+        resp.content_type = "application/json"
+
+
+class MetricsResource:
+    """Prometheus text of every process on this host; for callers on this machine only, unless a
+    proxy in front decides otherwise."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        if not _local(req.env.get("REMOTE_ADDR", "")):
+            raise falcon.HTTPNotFound
+        resp.data, resp.content_type = telemetry.render_metrics()
+
+
+def _local(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return False

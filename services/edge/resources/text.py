@@ -1,0 +1,263 @@
+"""`POST /v1/messages`, `/v1/chat/completions`, `/v1/responses`: admit, call, relay, account."""
+
+from typing import Final
+from urllib.parse import parse_qsl
+
+import falcon
+
+from schemas.errors import SHAPES, Code, Outcome, Stage
+from services.backends import telemetry
+from services.backends.outbox import DiskFull, OutboxFailed, Sealed
+from services.core.access import check_model
+from services.core.dialects import Dialect
+from services.core.dialects.base import StreamScan
+from services.core.errors import Refusal
+from services.core.holds import hold_bound
+from services.core.ids import uuid7_text
+from services.core.money import credits_up
+from services.core.outcomes import Verdict
+from services.edge import judge
+from services.edge.attempts import ClientGone, Failure, cut_short
+from services.edge.authenticate import authenticate
+from services.edge.body import read_body
+from services.edge.exchange import Exchange
+from services.edge.headers import accounting, client_headers, downstream
+from services.edge.passthrough import StreamRelay
+from services.edge.refuse import render
+from services.edge.upstream import Aborted, Call, FirstByteTimeout, IdleTimeout, UpstreamBroken
+from services.edge.watch import ClientWatch
+from services.edge.worker import Worker
+
+log = telemetry.get_logger()
+
+ANSWER_MAX_BYTES: Final = 256 * 1024 * 1024
+SSE: Final = "text/event-stream"
+
+
+class TextResource:
+    """One dialect's inference route."""
+
+    def __init__(self, worker: Worker, dialect: Dialect) -> None:
+        self._worker = worker
+        self._dialect = dialect
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        """Codex tries a websocket here first; 426 makes it fall back to HTTP after one try."""
+        if self._dialect.name != "responses":
+            raise falcon.HTTPMethodNotAllowed(["POST"])
+        request_id = uuid7_text()
+        refusal = Refusal(Code.UPGRADE_REQUIRED, "websockets are not served here; use POST")
+        render(resp, self._dialect, refusal, request_id)
+        resp.set_header("connection", "close")
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        clock = self._worker.clock
+        x = Exchange(
+            uuid7_text(),
+            self._dialect,
+            req.env,
+            client_headers(req.env),
+            clock.monotonic_s(),
+            clock.now_us(),
+        )
+        self._worker.active.add(x)
+        try:
+            self._admit(x)
+            self._answer(x, resp)
+        except Refusal as ex:
+            self._refuse(x, resp, ex)
+        except Failure as ex:
+            self._fail(x, resp, ex)
+        except ClientGone:
+            self._end(
+                x, Verdict(Outcome.CLIENT_GONE, Code.CLIENT_GONE, Stage.UPSTREAM, {}, False), 499
+            )
+            self._refusal_body(x, resp, Refusal(Code.CLIENT_GONE, "the client hung up"))
+        except Exception as ex:
+            if not x.requested or isinstance(ex, Sealed | OutboxFailed):
+                raise
+            log.exception("request_failed", request_id=x.request_id)
+            verdict = Verdict(Outcome.FAILED, Code.INTERNAL_ERROR, Stage.GATEWAY, {}, False)
+            self._end(x, verdict, 500, "internal error")
+            self._refusal_body(x, resp, Refusal(Code.INTERNAL_ERROR, "internal error"))
+        finally:
+            if resp.stream is None:
+                self._worker.active.discard(x)
+                if x.watch is not None:
+                    x.watch.close()
+            if x.reservation is not None and not x.requested:
+                self._worker.leases.settle(x.reservation, 0)
+        resp.set_headers(self._accounting(x))
+
+    # -- admission ------------------------------------------------------------------------------
+
+    def _admit(self, x: Exchange) -> None:
+        """Key, body, model, hold, durable `request`. Raises Refusal; then nothing is held."""
+        worker = self._worker
+        query = dict(parse_qsl(x.query)) if "key=" in x.query else {}
+        x.view, x.key = authenticate(worker.snapshots, x.headers, query, x.started_us)
+        x.body = read_body(
+            x.environ, worker.config.edge.max_body_bytes, worker.config.edge.body_timeout_s
+        )
+        x.parsed = x.dialect.parse_request(x.body, x.headers)
+        x.price = check_model(x.view.snapshot, x.view.index, x.key, x.parsed.model)
+        channels = worker.upstreams.serving(x)
+        bound = hold_bound(
+            x.view.prices.book,
+            channels=[channel.name for channel in channels],
+            priced_as=x.price.model,
+            multiplier_ppm=x.view.prices.book.multipliers_ppm[x.key.group],
+            shape=x.parsed.shape,
+            max_output_tokens=x.parsed.max_output_tokens,
+            n=x.parsed.n,
+        )
+        hold_nano = bound.input_nano + bound.output_nano
+        x.estimate_credits = credits_up(hold_nano)
+        x.reservation = worker.leases.reserve(x.key, hold_nano)
+        try:
+            worker.recorder.request(x, x.reservation)
+        except DiskFull as ex:
+            raise Refusal(Code.UNAVAILABLE, "the gateway cannot record requests now") from ex
+        x.channels = channels
+
+    # -- answer ---------------------------------------------------------------------------------
+
+    def _answer(self, x: Exchange, resp: falcon.Response) -> None:
+        sock = x.environ.get("gunicorn.socket")
+        if sock is not None:
+            x.watch = ClientWatch(sock, x.on_gone)
+        call = self._worker.upstreams.call(x, x.channels)
+        assert x.channel is not None
+        channel = x.channel
+        streaming = False
+        try:
+            content_type = _header(call, b"content-type")
+            if content_type.startswith(SSE):
+                streaming = self._stream(x, resp, call)
+            else:
+                self._whole(x, resp, call)
+        except (IdleTimeout, FirstByteTimeout) as ex:
+            raise Failure(Code.TIMEOUT, "the upstream did not answer in time") from ex
+        except Aborted as ex:
+            raise cut_short(x) from ex
+        except UpstreamBroken as ex:
+            if x.watch is not None and x.watch.gone:
+                raise ClientGone from ex
+            self._worker.upstreams.failed_late(channel, 502)
+            raise Failure(Code.UPSTREAM_TRUNCATED, "the upstream ended its answer early") from ex
+        finally:
+            if not streaming:
+                call.release()
+                self._worker.upstreams.done(channel)
+
+    def _whole(self, x: Exchange, resp: falcon.Response, call: Call) -> None:
+        """A JSON answer: read whole, judged, recorded, then sent."""
+        assert x.channel is not None
+        left_s = x.channel.total_timeout_s - (self._worker.clock.monotonic_s() - x.started_s)
+        body = call.read_all(ANSWER_MAX_BYTES, max(left_s, 1.0))
+        x.ttfb_s = self._worker.clock.monotonic_s() - x.started_s
+        facts = x.dialect.parse_response(body)
+        verdict = judge.whole(x, facts)
+        if verdict.outcome is not Outcome.COMPLETED:
+            message = facts.error[1] if facts.error else "the upstream sent no usable answer"
+            raise Failure(verdict.code or Code.UPSTREAM_ERROR, message, late=verdict)
+        self._end(x, verdict, call.status)
+        resp.status = call.status
+        resp.data = body
+        self._relay_headers(resp, call)
+
+    def _stream(self, x: Exchange, resp: falcon.Response, call: Call) -> bool:
+        """Starts a stream; True when `resp` now owns the call. An error that comes as the
+        stream's first event is answered with a status instead."""
+        worker = self._worker
+        assert x.parsed is not None
+        assert x.channel is not None
+        channel = x.channel
+        left_s = channel.first_byte_timeout_s - (worker.clock.monotonic_s() - x.started_s)
+        first = call.read(max(left_s, 1.0))
+        x.ttfb_s = worker.clock.monotonic_s() - x.started_s
+        probe = x.dialect.scan(x.parsed)
+        probe.feed(first)
+        if not first or (probe.error and not probe.has_content):
+            verdict = judge.stream(x, probe, client_gone=False, truncated=not first)
+            message = probe.error[1] if probe.error else "the upstream sent an empty stream"
+            raise Failure(verdict.code or Code.UPSTREAM_ERROR, message, late=verdict)
+        resp.stream = StreamRelay(
+            x,
+            call,
+            x.dialect.scan(x.parsed),
+            first,
+            worker.recorder,
+            worker.clock,
+            ping_s=worker.config.edge.ping_s,
+            on_done=lambda: worker.finished(x),
+            judge=_judge_stream,
+        )
+        resp.status = call.status
+        self._relay_headers(resp, call)
+        resp.set_header("cache-control", "no-cache")
+        resp.set_header("x-accel-buffering", "no")
+        return True
+
+    @staticmethod
+    def _relay_headers(resp: falcon.Response, call: Call) -> None:
+        for name, value in downstream(call.headers):
+            if name == "content-type":
+                resp.content_type = value
+            else:
+                resp.append_header(name, value)
+
+    # -- endings --------------------------------------------------------------------------------
+
+    def _end(self, x: Exchange, verdict: Verdict, status: int, message: str = "") -> None:
+        self._worker.recorder.end(x, verdict, status, message)
+
+    def _refuse(self, x: Exchange, resp: falcon.Response, refusal: Refusal) -> None:
+        try:
+            self._worker.recorder.refused(x, refusal)
+        except DiskFull:
+            log.warning("refusal_not_recorded", request_id=x.request_id, reason="disk full")
+        self._refusal_body(x, resp, refusal)
+
+    def _refusal_body(self, x: Exchange, resp: falcon.Response, refusal: Refusal) -> None:
+        render(resp, x.dialect, refusal, x.request_id, x)
+
+    def _fail(self, x: Exchange, resp: falcon.Response, failure: Failure) -> None:
+        """Every channel failed, or the one that answered sent no usable answer: free."""
+        if x.watch is not None and x.watch.gone:
+            verdict = Verdict(Outcome.CLIENT_GONE, Code.CLIENT_GONE, Stage.UPSTREAM, {}, False)
+        else:
+            stage = Stage.ROUTING if failure.code is Code.NO_CAPACITY else Stage.UPSTREAM
+            verdict = failure.late or Verdict(Outcome.FAILED, failure.code, stage, {}, False)
+        if failure.native:
+            self._end(x, verdict, failure.status, failure.message)
+            resp.status = failure.status
+            resp.data = failure.body
+            for name, value in downstream(failure.headers):
+                if name == "content-type":
+                    resp.content_type = value
+                else:
+                    resp.append_header(name, value)
+            return
+        refusal = Refusal(failure.code, failure.message, retry_after_s=failure.retry_after_s)
+        self._end(x, verdict, SHAPES[failure.code].status, failure.message)
+        self._refusal_body(x, resp, refusal)
+
+    def _accounting(self, x: Exchange) -> list[tuple[str, str]]:
+        remaining_nano = self._worker.remaining_nano(x.key) if x.key is not None else 0
+        return accounting(
+            remaining_nano=remaining_nano,
+            estimate_credits=x.estimate_credits,
+            request_id=x.request_id,
+        )
+
+
+def _judge_stream(x: Exchange, scan: StreamScan, client_gone: bool, truncated: bool) -> Verdict:
+    return judge.stream(x, scan, client_gone=client_gone, truncated=truncated)
+
+
+def _header(call: Call, name: bytes) -> str:
+    for key, value in call.headers:
+        if key == name:
+            return value.decode("latin-1")
+    return ""

@@ -1,0 +1,97 @@
+"""The worker's copy of the catalog: read whole, kept while a polled version row stays the same.
+
+A worker whose poll fails keeps serving for `grace_s`, then refuses with 503: what it knows about
+revoked keys is too old to act on."""
+
+from collections import OrderedDict
+from typing import Final
+
+from schemas.errors import Code
+from services.backends.clock import Clock
+from services.backends.sql.catalog import Catalog
+from services.core.catalog import Account, Channel, Snapshot
+from services.core.errors import Refusal
+from services.core.routing import ModelIndex
+from services.edge.leases import Threads
+from services.edge.upstream import Target
+
+UNKNOWN_KEYS_MAX: Final = 10_000
+UNKNOWN_KEY_S: Final = 1.0
+
+
+class View:
+    """One snapshot with what is derived from it once: the model index and upstream targets."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        self.version = snapshot.version
+        self.prices = snapshot.prices
+        self.index = ModelIndex(snapshot.prices.book)
+        self.targets = {
+            channel.name: Target.from_url(channel.base_url.rstrip("/").removesuffix("/v1"))
+            for channel in snapshot.channels
+        }
+        self.credentials = {
+            channel.name: _credential_line(channel) for channel in snapshot.channels
+        }
+
+    def account(self, account_id: str) -> Account:
+        return self.snapshot.accounts[account_id]
+
+
+class Snapshots:
+    """Holds the current view. `poll` runs in the worker's poll loop, `find_key` on a request."""
+
+    def __init__(self, catalog: Catalog, threads: Threads, clock: Clock, grace_s: float) -> None:
+        self._catalog = catalog
+        self._threads = threads
+        self._clock = clock
+        self._grace_s = grace_s
+        self._confirmed_s = clock.monotonic_s()
+        self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._view = View(catalog.snapshot(clock.now_us()))
+
+    def view(self) -> View:
+        """The current view. Raises Refusal(UNAVAILABLE) when it is older than the grace."""
+        if self._clock.monotonic_s() - self._confirmed_s > self._grace_s:
+            raise Refusal(Code.UNAVAILABLE, "the catalog cannot be read; try again shortly")
+        return self._view
+
+    @property
+    def fresh(self) -> bool:
+        return self._clock.monotonic_s() - self._confirmed_s <= self._grace_s
+
+    def poll(self) -> None:
+        """Reads the version row and, when it moved or a price version came into force, all."""
+        started_s = self._clock.monotonic_s()
+        version = self._threads.apply(self._catalog.version)
+        if version != self._view.version:
+            self._reload()
+        self._confirmed_s = started_s
+
+    def _reload(self) -> None:
+        self._view = View(self._threads.apply(self._catalog.snapshot, (self._clock.now_us(),)))
+        self._unknown.clear()
+
+    def missing(self, secret_sha256: str) -> None:
+        """A key that the view does not hold may be seconds old: asks the centre once, and
+        remembers a no for a second so that wrong keys do not become database load."""
+        now_s = self._clock.monotonic_s()
+        if self._unknown.get(secret_sha256, -UNKNOWN_KEY_S) + UNKNOWN_KEY_S > now_s:
+            return
+        if self._threads.apply(self._catalog.key_by_sha256, (secret_sha256,)) is not None:
+            self._reload()
+            return
+        self._unknown[secret_sha256] = now_s
+        if len(self._unknown) > UNKNOWN_KEYS_MAX:
+            self._unknown.popitem(last=False)
+
+
+def _credential_line(channel: Channel) -> bytes:
+    """The header line that authenticates us to the channel's vendor."""
+    if not channel.credential:
+        return b""
+    name = "x-api-key: " if channel.dialect == "anthropic" else "authorization: Bearer "
+    if any(ord(c) < 32 or ord(c) > 126 for c in channel.credential):
+        raise ValueError(f"channel {channel.name}: the credential holds a control character")
+    return f"{name}{channel.credential}\r\n".encode("latin-1")

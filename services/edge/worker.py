@@ -1,0 +1,121 @@
+"""What one edge worker holds, and its poll loop."""
+
+from collections.abc import Callable
+from typing import Final
+
+import gevent
+
+from schemas.config import Config
+from services.backends import lifecycle, telemetry
+from services.backends.clock import Clock
+from services.backends.outbox import Outbox, Sealed
+from services.backends.query_client import QueryClient
+from services.backends.sql.accounts import Accounts
+from services.core.catalog import Key
+from services.edge.attempts import Upstreams
+from services.edge.exchange import Exchange
+from services.edge.leases import LeaseBook, Threads
+from services.edge.record import Recorder
+from services.edge.snapshot import Snapshots
+
+log = telemetry.get_logger()
+
+POLL_LEASES_S: Final = 0.1
+EXIT_OUTBOX: Final = 70
+
+
+class Worker:
+    """The dependencies of every resource, made once per process by `bootstrap`."""
+
+    def __init__(
+        self,
+        config: Config,
+        clock: Clock,
+        outbox: Outbox,
+        snapshots: Snapshots,
+        leases: LeaseBook,
+        recorder: Recorder,
+        upstreams: Upstreams,
+        accounts: Accounts,
+        queries: QueryClient,
+        threads: Threads,
+    ) -> None:
+        self.config = config
+        self.clock = clock
+        self.outbox = outbox
+        self.snapshots = snapshots
+        self.leases = leases
+        self.recorder = recorder
+        self.upstreams = upstreams
+        self.accounts = accounts
+        self.queries = queries
+        self.threads = threads
+        self.stopping = False
+        self.active: set[Exchange] = set()
+
+    def start(self) -> None:
+        """Starts the two poll loops; call in the worker, after the fork."""
+        gevent.spawn(self._every, self.config.edge.poll_s, self.snapshots.poll)
+        gevent.spawn(self._every, POLL_LEASES_S, self.leases.poll)
+
+    def _every(self, interval_s: float, step: Callable[[], None]) -> None:
+        failing = False
+        while not self.stopping:
+            try:
+                step()
+                failing = False
+            except Sealed as ex:
+                self.die(str(ex))
+            except Exception:
+                if not failing:  # once per outage, not once per round
+                    log.exception("poll_failed")
+                failing = True
+            gevent.sleep(interval_s)
+
+    def die(self, reason: str) -> None:
+        """Without its outbox a worker can bill nothing: it ends at once; what it had in flight is
+        closed as abandoned, free, from the file."""
+        log.critical("outbox_gone", reason=reason)
+        lifecycle.exit_now(EXIT_OUTBOX)
+
+    def finished(self, x: Exchange) -> None:
+        """A streamed exchange is over, whatever way it ended."""
+        self.active.discard(x)
+        assert x.channel is not None
+        self.upstreams.done(x.channel)
+
+    def cut(self) -> None:
+        """The grace period is over: every answer still running ends now, with an error frame
+        and free of charge, because ending it is our doing."""
+        for x in list(self.active):
+            if x.call is not None:
+                x.call.abort()
+
+    def not_ready(self) -> list[str]:
+        """What keeps the first admitted request from being billed; empty when ready."""
+        missing = []
+        if self.stopping:
+            missing.append("stopping")
+        if not self.snapshots.fresh:
+            missing.append("database")
+        missing += [f"{role} not running" for role in self.heartbeats() if role]
+        return missing
+
+    def stop(self) -> None:
+        """After the last request: leases go back, the outbox says that nothing follows."""
+        self.stopping = True
+        try:
+            self.leases.close_all()
+        except Exception:
+            log.exception("leases_not_given_back")
+        self.outbox.close()
+
+    def remaining_nano(self, key: Key) -> int:
+        """What the key may still spend: the least over its limits, from the freshest numbers
+        this worker has; a limit it has not met yet is read once."""
+        unknown = [limit for limit in key.limit_ids if limit not in self.leases.limits]
+        if unknown:
+            states = self.threads.apply(self.accounts.limit_states, (unknown,))
+            self.leases.limits.update({state.limit_id: state for state in states})
+        known = [self.leases.remaining_nano(limit) for limit in key.limit_ids]
+        return min((nano for nano in known if nano is not None), default=0)
