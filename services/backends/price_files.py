@@ -47,9 +47,9 @@ class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 class _File(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     vendor: _Name
     models: list[_Row]
-    capabilities: list[str] = ["text"]
-    input_modalities: list[str] = ["text"]
-    output_modalities: list[str] = ["text"]
+    capabilities: list[str] = msgspec.field(default_factory=lambda: ["text"])
+    input_modalities: list[str] = msgspec.field(default_factory=lambda: ["text"])
+    output_modalities: list[str] = msgspec.field(default_factory=lambda: ["text"])
     bytes_per_token: _Positive = 4
     image_tokens: _Positive = 5_000
     document_tokens: _Positive = 300_000
