@@ -1,0 +1,430 @@
+"""Limits and leases: the only code that moves `leased`.
+
+A grant puts money of a budget into a lease; settlement moves it from `leased` to `settled`; a
+give-back or the lease's end returns what is left. So `settled + leased <= limit` at every commit
+and `consumed <= amount` in every lease. Rows are locked in one order everywhere: incarnation, key,
+leases by id, limits by id.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Engine,
+    Row,
+    Text,
+    bindparam,
+    insert,
+    or_,
+    select,
+    update,
+)
+from sqlalchemy.types import TypeEngine
+
+from services.backends.sql.bulk import insert_new, rows_as_table
+from services.backends.sql.engine import now_us, read, write
+from services.backends.sql.lease_reads import (
+    limit_rows,
+    limit_states,
+    pending_by_limit,
+    sync_reply,
+    wallet_balance,
+)
+from services.backends.sql.lease_records import (
+    Balance,
+    Charge,
+    Granted,
+    GrantOutOfOrder,
+    IncarnationNotOpen,
+    KeyNotActive,
+    LeaseEnd,
+    LeaseNotOpen,
+    LeaseReport,
+    LimitFailure,
+    LimitState,
+    SettleRefused,
+    Shortfall,
+    SyncReply,
+)
+from services.backends.sql.settlement import Tally
+from services.backends.sql.tables import account, api_key, incarnation, lease, limit_row
+
+__all__ = [
+    "Balance",
+    "Budgets",
+    "Charge",
+    "GrantOutOfOrder",
+    "Granted",
+    "IncarnationNotOpen",
+    "KeyNotActive",
+    "LeaseEnd",
+    "LeaseNotOpen",
+    "LeaseReport",
+    "LimitFailure",
+    "LimitState",
+    "SettleRefused",
+    "Shortfall",
+    "SyncReply",
+]
+
+_MOVES: Final[dict[str, TypeEngine[Any]]] = {
+    "id": Text(),
+    "settled": BigInteger(),
+    "leased": BigInteger(),
+}
+
+
+class Budgets:
+    """Grants, give-backs and settlement. Every method may raise DatabaseUnavailable, after which
+    the same call with the same numbers is safe to repeat."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    # -- incarnations -----------------------------------------------------------------------
+
+    def open_incarnation(self, incarnation_id: str, role: str, host: str) -> None:
+        """Registers one run of one worker; repeating it changes nothing."""
+        row = {
+            "id": incarnation_id,
+            "role": role,
+            "host": host,
+            "state": "open",
+            "opened_at": now_us(),
+        }
+        write(
+            self._engine,
+            lambda connection: connection.execute(insert_new(connection, incarnation).values(row)),
+        )
+
+    def start_closing(self, incarnation_id: str) -> list[str]:
+        """From its commit on no grant reaches the incarnation. Returns its leases whose
+        lease_closed was not applied yet; repeating it is harmless."""
+
+        def close(connection: Connection) -> list[str]:
+            connection.execute(
+                update(incarnation)
+                .where(incarnation.c.id == incarnation_id, incarnation.c.state == "open")
+                .values(state="closing", closing_at=now_us())
+            )
+            leases = select(lease.c.id).where(
+                lease.c.incarnation_id == incarnation_id, lease.c.state == "open"
+            )
+            return list(connection.execute(leases.order_by(lease.c.id)).scalars())
+
+        return write(self._engine, close)
+
+    def finish_closing(self, incarnation_id: str) -> bool:
+        """Marks a closing incarnation closed when every lease of it is closed; True when it is."""
+
+        def finish(connection: Connection) -> bool:
+            live = select(lease.c.id).where(
+                lease.c.incarnation_id == incarnation_id, lease.c.state != "closed"
+            )
+            connection.execute(
+                update(incarnation)
+                .where(
+                    incarnation.c.id == incarnation_id,
+                    incarnation.c.state == "closing",
+                    ~live.exists(),
+                )
+                .values(state="closed", closed_at=now_us())
+            )
+            query = select(incarnation.c.state).where(incarnation.c.id == incarnation_id)
+            return connection.execute(query).scalar_one_or_none() == "closed"
+
+        return write(self._engine, finish)
+
+    def incarnations(self, state: str) -> list[str]:
+        """The ids of the incarnations in `state`, oldest first."""
+        query = select(incarnation.c.id).where(incarnation.c.state == state)
+        return read(
+            self._engine,
+            lambda connection: list(
+                connection.execute(query.order_by(incarnation.c.opened_at)).scalars()
+            ),
+        )
+
+    # -- grants -----------------------------------------------------------------------------
+
+    def grant(
+        self,
+        lease_id: str,
+        grant_no: int,
+        incarnation_id: str,
+        key_id: str,
+        need_nano: int,
+        want_nano: int,
+    ) -> Granted:
+        """Takes between `need_nano` and `want_nano` from every limit of the key at once; near a
+        limit at most half of what is left, unless the need is more.
+
+        Idempotent by (lease_id, grant_no), numbers dense from 1; the first makes the lease.
+        Raises Shortfall (recall marks set when waiting may help), KeyNotActive,
+        IncarnationNotOpen, LeaseNotOpen, GrantOutOfOrder."""
+        assert 0 <= need_nano <= want_nano
+
+        def attempt(connection: Connection) -> Granted | Shortfall:
+            _require_open(connection, incarnation_id)
+            key = _active_key(connection, key_id)
+            held = _lease_of(connection, lease_id, incarnation_id, key_id, lock=True)
+            limit_ids = sorted({key.quota_limit_id, key.wallet_limit_id})
+            rows = limit_rows(connection, limit_ids, lock=True)
+            if held is None:
+                # The same first grant, sent twice, may have committed while the limits were
+                # waited for.
+                held = _lease_of(connection, lease_id, incarnation_id, key_id, lock=False)
+            pending = pending_by_limit(connection, lease.c.account_id == key.account_id)
+            if held is not None and held.grant_no == grant_no:
+                return Granted(held.grant_nano, held.amount_nano, limit_states(rows, pending))
+            if grant_no != (held.grant_no if held else 0) + 1:
+                raise GrantOutOfOrder(f"{lease_id}: grant {grant_no}")
+            failing = _failures(rows, need_nano)
+            if failing:
+                _mark_recall(connection, failing)
+                return Shortfall(failing)
+            amount_nano = _grant_size(rows, need_nano, want_nano)
+            _take(connection, limit_ids, amount_nano)
+            if held is None:
+                _insert_lease(connection, lease_id, incarnation_id, key, limit_ids, amount_nano)
+            else:
+                _grow_lease(connection, held, grant_no, amount_nano)
+            total_nano = amount_nano + (held.amount_nano if held else 0)
+            return Granted(amount_nano, total_nano, limit_states(rows, pending, amount_nano))
+
+        answer = write(self._engine, attempt)
+        if isinstance(answer, Shortfall):
+            raise answer
+        return answer
+
+    def give_back(self, lease_id: str, amount_nano: int, give_no: int) -> bool:
+        """Returns money of an open lease that is neither spent nor reserved. The caller lowers its
+        own counter first. Idempotent by `give_no`, dense from 1. False: refused, nothing moved."""
+        assert amount_nano >= 0
+
+        def attempt(connection: Connection) -> bool:
+            row = connection.execute(
+                update(lease)
+                .where(
+                    lease.c.id == lease_id,
+                    lease.c.state == "open",
+                    lease.c.give_no == give_no - 1,
+                    lease.c.amount_nano - lease.c.consumed_nano >= amount_nano,
+                )
+                .values(amount_nano=lease.c.amount_nano - amount_nano, give_no=give_no)
+                .returning(lease.c.limit_ids)
+            ).one_or_none()
+            if row is not None:
+                returned = dict.fromkeys(_ids(row.limit_ids), (0, -amount_nano))
+                _move_limits(connection, returned)
+                return True
+            done = select(lease.c.give_no).where(lease.c.id == lease_id)
+            return connection.execute(done).scalar_one_or_none() == give_no
+
+        return write(self._engine, attempt)
+
+    # -- readings ---------------------------------------------------------------------------
+
+    def sync(self, incarnation_id: str, reports: Sequence[LeaseReport]) -> SyncReply:
+        """Stores a worker's reports (only what changed need be told) and answers what it must
+        know; without reports it only reads."""
+        if not reports:
+            return read(self._engine, lambda connection: sync_reply(connection, incarnation_id))
+
+        def attempt(connection: Connection) -> SyncReply:
+            connection.execute(
+                update(lease)
+                .where(lease.c.id == bindparam("lease"), lease.c.incarnation_id == incarnation_id)
+                .values(reserved_nano=bindparam("reserved"), spent_nano=bindparam("spent")),
+                [
+                    {
+                        "lease": each.lease_id,
+                        "reserved": each.reserved_nano,
+                        "spent": each.spent_nano,
+                    }
+                    for each in sorted(reports)
+                ],
+            )
+            return sync_reply(connection, incarnation_id)
+
+        return write(self._engine, attempt)
+
+    def available(self, account_id: str) -> Balance:
+        """The wallet of an account. Raises KeyError when there is no such account."""
+        balance = read(self._engine, lambda connection: wallet_balance(connection, account_id))
+        if balance is None:
+            raise KeyError(account_id)
+        return balance
+
+    # -- settlement, in the ledger's transaction --------------------------------------------
+
+    def refused(
+        self, connection: Connection, charges: Sequence[Charge], closed: Sequence[LeaseEnd] = ()
+    ) -> SettleRefused | None:
+        """Locks the leases and tells which of these cannot be settled; the others can, in the
+        same transaction, whatever happens elsewhere. Changes nothing."""
+        tally = Tally(connection, charges, closed)
+        return tally.refusal()
+
+    def settle(
+        self, connection: Connection, charges: Sequence[Charge], closed: Sequence[LeaseEnd] = ()
+    ) -> None:
+        """Settles `charges`, ends the leases of `closed`, returns the remainder of every lease
+        whose events have all come. Last in its transaction: it locks limits.
+
+        Raises SettleRefused, with nothing settled."""
+        tally = Tally(connection, charges, closed)
+        refusal = tally.refusal()
+        if refusal is not None:
+            raise refusal
+        tally.write_leases(connection)
+        _move_limits(connection, tally.limit_moves())
+
+
+def _ids(text: str) -> list[str]:
+    return msgspec.json.decode(text, type=list[str])
+
+
+def _require_open(connection: Connection, incarnation_id: str) -> None:
+    query = select(incarnation.c.state).where(incarnation.c.id == incarnation_id)
+    state = connection.execute(query.with_for_update(read=True)).scalar_one_or_none()
+    if state != "open":
+        raise IncarnationNotOpen(f"{incarnation_id}: {state or 'unknown'}")
+
+
+def _active_key(connection: Connection, key_id: str) -> Row[Any]:
+    row = connection.execute(
+        select(
+            api_key.c.id,
+            api_key.c.account_id,
+            api_key.c.quota_limit_id,
+            account.c.wallet_limit_id,
+            (
+                (api_key.c.status == "active")
+                & (account.c.status == "active")
+                & or_(api_key.c.expires_at.is_(None), api_key.c.expires_at > now_us())
+            ).label("live"),
+        )
+        .join(account, account.c.id == api_key.c.account_id)
+        .where(api_key.c.id == key_id)
+        .with_for_update(read=True, of=api_key)
+    ).one_or_none()
+    if row is None or not row.live:
+        raise KeyNotActive(key_id)
+    return row
+
+
+def _lease_of(
+    connection: Connection, lease_id: str, incarnation_id: str, key_id: str, *, lock: bool
+) -> Row[Any] | None:
+    query = select(lease).where(lease.c.id == lease_id)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is not None and (
+        row.state != "open" or row.incarnation_id != incarnation_id or row.key_id != key_id
+    ):
+        raise LeaseNotOpen(lease_id)
+    return row
+
+
+def _failures(rows: Iterable[Row[Any]], need_nano: int) -> list[LimitFailure]:
+    return [
+        LimitFailure(
+            limit_id=row.id,
+            kind=row.kind,
+            limit_nano=row.limit_nano,
+            settled_nano=row.settled_nano,
+            leased_nano=row.leased_nano,
+            missing_nano=row.settled_nano + row.leased_nano + need_nano - row.limit_nano,
+            only_leased=row.settled_nano + need_nano <= row.limit_nano,
+        )
+        for row in rows
+        if row.limit_nano is not None
+        and row.settled_nano + row.leased_nano + need_nano > row.limit_nano
+    ]
+
+
+def _grant_size(rows: Iterable[Row[Any]], need_nano: int, want_nano: int) -> int:
+    left: list[int] = [
+        row.limit_nano - row.settled_nano - row.leased_nano
+        for row in rows
+        if row.limit_nano is not None
+    ]
+    return max(need_nano, min([want_nano, *(each // 2 for each in left)]))
+
+
+def _mark_recall(connection: Connection, failing: Sequence[LimitFailure]) -> None:
+    if all(each.only_leased for each in failing):
+        connection.execute(
+            update(limit_row)
+            .where(limit_row.c.id.in_([each.limit_id for each in failing]))
+            .values(recall_at=now_us())
+        )
+
+
+def _take(connection: Connection, limit_ids: Sequence[str], amount_nano: int) -> None:
+    connection.execute(
+        update(limit_row)
+        .where(limit_row.c.id.in_(limit_ids))
+        .values(leased_nano=limit_row.c.leased_nano + amount_nano)
+    )
+
+
+def _insert_lease(
+    connection: Connection,
+    lease_id: str,
+    incarnation_id: str,
+    key: Row[Any],
+    limit_ids: Sequence[str],
+    amount_nano: int,
+) -> None:
+    row = {
+        "id": lease_id,
+        "incarnation_id": incarnation_id,
+        "account_id": key.account_id,
+        "key_id": key.id,
+        "limit_ids": msgspec.json.encode(limit_ids).decode(),
+        "amount_nano": amount_nano,
+        "consumed_nano": 0,
+        "reserved_nano": 0,
+        "spent_nano": 0,
+        "events_applied": 0,
+        "grant_no": 1,
+        "grant_nano": amount_nano,
+        "give_no": 0,
+        "state": "open",
+        "opened_at": now_us(),
+    }
+    connection.execute(insert(lease).values(row))
+
+
+def _grow_lease(connection: Connection, held: Row[Any], grant_no: int, amount_nano: int) -> None:
+    connection.execute(
+        update(lease)
+        .where(lease.c.id == held.id)
+        .values(
+            amount_nano=lease.c.amount_nano + amount_nano,
+            grant_no=grant_no,
+            grant_nano=amount_nano,
+        )
+    )
+
+
+def _move_limits(connection: Connection, moves: dict[str, tuple[int, int]]) -> None:
+    """Adds (settled, leased) nano to each limit, locked in id order."""
+    changed = {limit_id: move for limit_id, move in moves.items() if move != (0, 0)}
+    if not changed:
+        return
+    limit_rows(connection, changed, lock=True)
+    rows = [(limit_id, *move) for limit_id, move in changed.items()]
+    add = rows_as_table(connection, "add", _MOVES, rows)
+    connection.execute(
+        update(limit_row)
+        .where(limit_row.c.id == add.c.id)
+        .values(
+            settled_nano=limit_row.c.settled_nano + add.c.settled,
+            leased_nano=limit_row.c.leased_nano + add.c.leased,
+        )
+    )

@@ -1,0 +1,44 @@
+"""Many rows as one parameter: a statement over a batch is one round trip on either engine."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import ARRAY, Connection, FromClause, Table, bindparam, column, func, select
+from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.types import TypeEngine
+
+
+def rows_as_table(
+    connection: Connection,
+    name: str,
+    columns: Mapping[str, TypeEngine[Any]],
+    rows: Sequence[Sequence[Any]],
+) -> FromClause:
+    """`rows` (integers, texts, None) as a table `name` with `columns`, plus `place` from 1."""
+    if connection.dialect.name == "postgresql":
+        arrays = [
+            bindparam(None, [row[at] for row in rows], type_=ARRAY(kind))
+            for at, kind in enumerate(columns.values())
+        ]
+        listed = [column(column_name, kind) for column_name, kind in columns.items()]
+        return (
+            func.unnest(*arrays)
+            .table_valued(*listed, with_ordinality="place", name=name)
+            .render_derived()
+        )
+    each = func.json_each(bindparam(None, msgspec.json.encode(rows).decode())).table_valued(
+        "key", "value", name=f"{name}_json"
+    )
+    cells = [
+        func.json_extract(each.c.value, f"$[{at}]", type_=kind).label(column_name)
+        for at, (column_name, kind) in enumerate(columns.items())
+    ]
+    return select(*cells, (each.c.key + 1).label("place")).subquery(name)
+
+
+def insert_new(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that leaves out rows whose primary or unique key is there already."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table).on_conflict_do_nothing()
+    return sqlite.insert(table).on_conflict_do_nothing()

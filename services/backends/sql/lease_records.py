@@ -1,0 +1,116 @@
+"""What goes in and out of `budgets`: plain records and the refusals."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import msgspec
+
+
+class LimitState(msgspec.Struct, frozen=True):
+    """One limit as the centre sees it. `limit_nano` None: unlimited. `pending_nano`: what the
+    live leases of every worker, the asking one's too, last reported as held or spent and the
+    ledger has not settled yet; it is part of `leased_nano`."""
+
+    limit_id: str
+    kind: str
+    limit_nano: int | None
+    settled_nano: int
+    leased_nano: int
+    pending_nano: int
+
+
+class Granted(msgspec.Struct, frozen=True):
+    """`amount_nano` of this grant; `total_nano` of the lease with it."""
+
+    amount_nano: int
+    total_nano: int
+    limits: list[LimitState]
+
+
+class LimitFailure(msgspec.Struct, frozen=True):
+    """A limit that the need does not fit. `only_leased`: it would fit if every lease came back,
+    so waiting may help."""
+
+    limit_id: str
+    kind: str
+    limit_nano: int
+    settled_nano: int
+    leased_nano: int
+    missing_nano: int
+    only_leased: bool
+
+
+class Shortfall(Exception):
+    """The need does not fit: `failing` names every limit in the way, in the key's order."""
+
+    def __init__(self, failing: list[LimitFailure]) -> None:
+        super().__init__(", ".join(f"{each.kind} lacks {each.missing_nano}" for each in failing))
+        self.failing = failing
+
+
+class KeyNotActive(Exception):
+    """The key or its account may not spend now; nothing was granted."""
+
+
+class IncarnationNotOpen(Exception):
+    """The incarnation is unknown, closing, closed or lost: it must cut its streams and exit."""
+
+
+class LeaseNotOpen(Exception):
+    """The lease has ended, or is another's: open a new one."""
+
+
+class GrantOutOfOrder(Exception):
+    """`grant_no` is neither the last one nor the next one: a programmer's error."""
+
+
+class LeaseReport(NamedTuple):
+    """A worker's own figures of one lease: held now, spent since the lease began."""
+
+    lease_id: str
+    reserved_nano: int
+    spent_nano: int
+
+
+class SyncReply(msgspec.Struct, frozen=True):
+    """`limits` of the worker's live leases by id; `recall`: leases whose idle money somebody
+    waits for; `state` of the incarnation (anything but `open`: cut the streams and exit)."""
+
+    limits: Mapping[str, LimitState]
+    recall: set[str]
+    state: str
+
+
+class Charge(NamedTuple):
+    """One or more events of a lease to settle. `lease_id` may be empty when nothing is charged."""
+
+    lease_id: str
+    charged_nano: int
+    events: int = 1
+
+
+class LeaseEnd(NamedTuple):
+    """A lease_closed event: `events` of the lease exist in all, the lease_closed not counted."""
+
+    lease_id: str
+    events: int
+
+
+class SettleRefused(Exception):
+    """Nothing was settled. `charges` and `ends`: place in the argument -> a word for why:
+    no_lease, unknown_lease, lease_closed, lease_overrun, lease_events."""
+
+    def __init__(self, charges: dict[int, str], ends: dict[int, str]) -> None:
+        super().__init__(f"charges {charges}, lease ends {ends}")
+        self.charges = charges
+        self.ends = ends
+
+
+class Balance(msgspec.Struct, frozen=True):
+    """An account's wallet. `held_nano`: held or spent by requests that are not settled yet;
+    `available_nano` = limit - settled - held."""
+
+    available_nano: int
+    limit_nano: int
+    settled_nano: int
+    held_nano: int
