@@ -79,7 +79,13 @@ def system_tls() -> Any:
 
 def tls_context(ca_file: str | None = None) -> Any:
     """An SSLContext that verifies chain and name, for HTTP/1.1."""
-    context = ssl.create_default_context(cafile=ca_file)
+    # Not ssl.create_default_context(): unless the standard library is patched it would make a
+    # context whose sockets block the whole loop.
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    if ca_file is None:
+        context.load_default_certs()
+    else:
+        context.load_verify_locations(ca_file)
     context.set_alpn_protocols(["http/1.1"])
     return context
 

@@ -8,6 +8,7 @@ import gevent
 from schemas.config import Config
 from services.backends import lifecycle, telemetry
 from services.backends.clock import Clock
+from services.backends.heartbeat import alive
 from services.backends.outbox import Outbox, Sealed
 from services.backends.query_client import QueryClient
 from services.backends.sql.accounts import Accounts
@@ -98,7 +99,9 @@ class Worker:
             missing.append("stopping")
         if not self.snapshots.fresh:
             missing.append("database")
-        missing += [f"{role} not running" for role in self.heartbeats() if role]
+        # On Kafka the ledger sink may run on another machine; the relay is always here.
+        roles = ("relay", "ledger") if self.config.bus.kind == "local" else ("relay",)
+        missing += [f"{role} not running" for role in roles if not alive(self.config, role)]
         return missing
 
     def stop(self) -> None:
