@@ -22,6 +22,7 @@ from services.backends.sql.catalog import Catalog
 from services.backends.sql.engine import open_engine
 from services.edge.app import PathPrefix, create_routes
 from services.edge.attempts import Upstreams
+from services.edge.counters import Counters
 from services.edge.leases import LeaseBook
 from services.edge.record import Recorder, new_incarnation
 from services.edge.snapshot import Snapshots
@@ -75,7 +76,8 @@ def create_app(config: Config) -> EdgeApp:
     budgets = Budgets(engine)
     budgets.open_incarnation(incarnation, "edge", socket.gethostname())
     outbox = Outbox.create(under(config, config.outbox.path), incarnation, config.outbox, clock)
-    recorder = Recorder(outbox, clock)
+    counters = Counters()
+    recorder = Recorder(outbox, clock, counters)
     leases = LeaseBook(
         budgets,
         incarnation,
@@ -97,6 +99,7 @@ def create_app(config: Config) -> EdgeApp:
         accounts=Accounts(engine),
         queries=QueryClient(config),
         threads=threads,
+        counters=counters,
     )
     worker.start()
     sync = ThreadPool(1)

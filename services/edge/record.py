@@ -12,6 +12,7 @@ from services.core.errors import Refusal
 from services.core.ids import new_id
 from services.core.outcomes import Verdict
 from services.core.rating import Rated, rate
+from services.edge.counters import Counters
 from services.edge.exchange import Exchange
 from services.edge.leases import Lease, LeaseBook, Reservation
 
@@ -21,9 +22,10 @@ SOURCE = "edge"
 class Recorder:
     """One per worker, over its outbox and leases."""
 
-    def __init__(self, outbox: Outbox, clock: Clock) -> None:
+    def __init__(self, outbox: Outbox, clock: Clock, counters: Counters) -> None:
         self._outbox = outbox
         self._clock = clock
+        self._counters = counters
         self.leases: LeaseBook | None = None
 
     def request(self, x: Exchange, reservation: Reservation) -> None:
@@ -84,9 +86,24 @@ class Recorder:
         x.terminated = True
         crash_point("edge.after_terminal")
         self.leases.settle(x.reservation, charged_nano)
+        self._count(x, event)
+
+    def _count(self, x: Exchange, event: Usage | Error) -> None:
+        code = event.code if isinstance(event, Error) else ""
+        counters = self._counters
+        counters.add("tollgate_requests_total", x.dialect.name, event.outcome, code)
+        for attempt in event.attempts:
+            counters.add("tollgate_attempts_total", attempt.channel, str(attempt.status))
+        if x.ttfb_s:
+            counters.observe("tollgate_first_byte_seconds", x.ttfb_s, x.dialect.name)
+        if isinstance(event, Usage):
+            counters.add("tollgate_charged_nano_total", amount=event.charged_nano)
+            if event.written_off_nano:
+                counters.add("tollgate_written_off_nano_total", amount=event.written_off_nano)
 
     def refused(self, x: Exchange, refusal: Refusal) -> None:
         """A refusal of a known key: an error event of its own, without a request before it."""
+        self._counters.add("tollgate_refusals_total", refusal.code)
         if x.key is None or x.requested:
             return
         verdict = Verdict(Outcome.REFUSED, refusal.code, Stage.ADMISSION, {}, False)

@@ -14,6 +14,7 @@ from services.backends.query_client import QueryClient
 from services.backends.sql.accounts import Accounts
 from services.core.catalog import Key
 from services.edge.attempts import Upstreams
+from services.edge.counters import Counters
 from services.edge.exchange import Exchange
 from services.edge.leases import LeaseBook, Threads
 from services.edge.record import Recorder
@@ -22,6 +23,7 @@ from services.edge.snapshot import Snapshots
 log = telemetry.get_logger()
 
 POLL_LEASES_S: Final = 0.1
+FLUSH_S: Final = 1.0
 EXIT_OUTBOX: Final = 70
 
 
@@ -40,6 +42,7 @@ class Worker:
         accounts: Accounts,
         queries: QueryClient,
         threads: Threads,
+        counters: Counters,
     ) -> None:
         self.config = config
         self.clock = clock
@@ -51,13 +54,15 @@ class Worker:
         self.accounts = accounts
         self.queries = queries
         self.threads = threads
+        self.counters = counters
         self.stopping = False
         self.active: set[Exchange] = set()
 
     def start(self) -> None:
-        """Starts the two poll loops; call in the worker, after the fork."""
+        """Starts the poll loops; call in the worker, after the fork."""
         gevent.spawn(self._every, self.config.edge.poll_s, self.snapshots.poll)
         gevent.spawn(self._every, POLL_LEASES_S, self.leases.poll)
+        gevent.spawn(self._every, FLUSH_S, self.counters.flush)
 
     def _every(self, interval_s: float, step: Callable[[], None]) -> None:
         failing = False
@@ -111,6 +116,7 @@ class Worker:
             self.leases.close_all()
         except Exception:
             log.exception("leases_not_given_back")
+        self.counters.flush()
         self.outbox.close()
 
     def remaining_nano(self, key: Key) -> int:
