@@ -13,6 +13,7 @@ from typing import Final, NamedTuple, Protocol
 
 from schemas.events import TOPIC
 from services.backends.bus.port import Bus, BusUnavailable, Message, OffsetOutOfRange
+from services.backends.bus.port import Consumer as Member
 from services.backends.telemetry import get_logger
 from services.meter.dead import event_id_of
 
@@ -61,6 +62,7 @@ class _Buffer:
 
     def __init__(self) -> None:
         self.messages: list[Message] = []
+        self.verify: Position | None = None  # the next message must be the one before it
         self.since_s = 0.0
         self.failures = 0
         self.retry_at_s = 0.0
@@ -89,7 +91,6 @@ class Consumer:
         self._owned: dict[int, _Buffer] = {}
         self._advice: dict[int, int] = {}
         self._advised_at_s = 0.0
-        self._escaped: Exception | None = None
         self._stop = threading.Event()
         self._log = get_logger().bind(sink=sink.group)
 
@@ -101,8 +102,6 @@ class Consumer:
             member.subscribe(self._topic, self._assigned, self._revoked)
             while not stop.is_set():
                 self._take(member.poll(self._poll_s(), self._batch))
-                if self._escaped is not None:
-                    raise self._escaped
                 self._hand_over()
                 self._balance(member)
                 self._advise(member)
@@ -118,38 +117,26 @@ class Consumer:
     # -- ownership ---------------------------------------------------------------------------
 
     def _assigned(self, partitions: list[int]) -> dict[int, int]:
-        """Runs inside `poll`. What escapes here is kept and raised after it, for a bus client may
-        swallow what its listener raises."""
+        """Where to read from: one event before the position, when there is one, to see that the
+        log is still the one that the position was stored for."""
         offsets: dict[int, int] = {}
-        try:
-            for partition in partitions:
-                position = self._claim(partition)
-                if position is None:
-                    break
-                self._owned[partition] = _Buffer()
-                offsets[partition] = position.next_offset
-        except Exception as ex:
-            self._escaped = ex
-        self._log.info("partitions assigned", offsets=offsets)
-        return offsets
-
-    def _claim(self, partition: int) -> Position | None:
-        """The verified position; None when asked to stop before the store answered."""
         failures = 0
-        while not self._stop.is_set():
+        while len(offsets) < len(partitions) and not self._stop.is_set():
             try:
-                position = self._sink.claim(partition)
-                self._verify(partition, position)
-                return position
+                bounds = self._bus.bounds(self._topic)
+                for partition in partitions:
+                    if partition not in offsets:
+                        position = self._sink.claim(partition)
+                        offsets[partition] = self._own(partition, position, bounds[partition])
             except (TryLater, BusUnavailable) as ex:
                 failures += 1
-                self._log.warning("claim postponed", partition=partition, error=str(ex))
+                self._log.warning("claim_postponed", failures=failures, error=str(ex))
                 self._stop.wait(_backoff_s(failures))
-        return None
+        self._log.info("partitions_assigned", offsets=offsets)
+        return offsets
 
-    def _verify(self, partition: int, position: Position) -> None:
-        """Refuses a log that is not the one this position was stored for."""
-        first, end = self._bus.bounds(self._topic).get(partition, (0, 0))
+    def _own(self, partition: int, position: Position, bounds: tuple[int, int]) -> int:
+        first, end = bounds
         at = f"{self._sink.group}: {self._topic}/{partition}"
         if position.next_offset > end:
             raise Halt(
@@ -158,24 +145,31 @@ class Consumer:
             )
         if position.next_offset < first:
             raise Halt(
-                f"{at}: the next offset {position.next_offset} was deleted, the log begins at "
-                f"{first}"
+                f"{at}: the next event, offset {position.next_offset}, is deleted; the log begins "
+                f"at {first}"
             )
-        last = position.next_offset - 1
-        if not position.last_event_id or last < first:
-            return
-        for message in self._bus.read(self._topic, partition, last, last):
-            found = event_id_of(message.value)
-            if message.offset == last and found != position.last_event_id:
-                raise Halt(
-                    f"{at}: offset {last} holds event {found}, the books stored "
-                    f"{position.last_event_id} from there: this is another log"
-                )
+        buffer = self._owned[partition] = _Buffer()
+        if position.last_event_id and position.next_offset > first:
+            buffer.verify = position
+            return position.next_offset - 1
+        return position.next_offset
+
+    def _verified(self, messages: list[Message], position: Position) -> list[Message]:
+        """The messages from the position on. Raises Halt."""
+        head = messages[0]
+        found = event_id_of(head.value)
+        if head.offset != position.next_offset - 1 or found != position.last_event_id:
+            raise Halt(
+                f"{self._sink.group}: {self._topic}/{head.partition}: offset {head.offset} holds "
+                f"event {found}, the books stored {position.last_event_id} at "
+                f"{position.next_offset - 1}: this is another log"
+            )
+        return messages[1:]
 
     def _revoked(self, partitions: list[int]) -> None:
         for partition in partitions:
             self._drop(partition)
-        self._log.info("partitions revoked", partitions=partitions)
+        self._log.info("partitions_revoked", partitions=partitions)
 
     def _drop(self, partition: int) -> None:
         if self._owned.pop(partition, None) is not None:
@@ -189,6 +183,9 @@ class Consumer:
             buffer = self._owned.get(partition)
             if buffer is None or not messages:
                 continue
+            if buffer.verify is not None:
+                messages = self._verified(messages, buffer.verify)
+                buffer.verify = None
             if not buffer.messages:
                 buffer.since_s = self._now_s()
             buffer.messages.extend(messages)
@@ -220,11 +217,11 @@ class Consumer:
                 buffer.failures += 1
                 buffer.retry_at_s = self._now_s() + _backoff_s(buffer.failures)
                 self._log.warning(
-                    "batch postponed", partition=partition, failures=buffer.failures, error=str(ex)
+                    "batch_postponed", partition=partition, failures=buffer.failures, error=str(ex)
                 )
                 continue
             except NotOwner as ex:
-                self._log.warning("partition has another owner", partition=partition, why=str(ex))
+                self._log.warning("partition_has_another_owner", partition=partition, why=str(ex))
                 self._drop(partition)
                 continue
             del buffer.messages[: len(batch)]
@@ -232,28 +229,17 @@ class Consumer:
             buffer.failures, buffer.retry_at_s = 0, 0.0
             self._advice[partition] = batch[-1].offset + 1
 
-    def _balance(self, member: "_Member") -> None:
+    def _balance(self, member: Member) -> None:
         """Takes no more of a partition whose buffer is full; bounds the memory."""
         full = [p for p, b in self._owned.items() if b.failures or len(b.messages) >= self._batch]
         member.pause(full)
         member.resume([p for p in self._owned if p not in full])
 
-    def _advise(self, member: "_Member") -> None:
+    def _advise(self, member: Member) -> None:
         if self._advice and self._now_s() - self._advised_at_s >= _COMMIT_EVERY_S:
             self._advised_at_s = self._now_s()
             advice, self._advice = self._advice, {}
-            try:
-                member.commit(advice)
-            except BusUnavailable as ex:
-                self._log.info("position not told to the bus", error=str(ex))
-
-
-class _Member(Protocol):
-    def pause(self, partitions: list[int]) -> None: ...
-
-    def resume(self, partitions: list[int]) -> None: ...
-
-    def commit(self, offsets: dict[int, int]) -> None: ...
+            member.commit(advice)
 
 
 def _backoff_s(failures: int) -> float:
