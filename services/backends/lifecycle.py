@@ -88,11 +88,23 @@ def die_with_parent() -> None:
 
 def crash_point(name: str) -> None:
     """Kills this process with SIGKILL when `TOLLGATE_CRASH_AT` is `name`, or at the Nth passage
-    when it is `name:N`. Fault tests set it; otherwise it costs one comparison."""
+    when it is `name:N`. With `TOLLGATE_CRASH_ONCE` (a path) only the first process that makes
+    that file dies. Fault tests set them; otherwise it costs one comparison."""
     if _crash_name and _crash_name == name:
         _passes[name] += 1
-        if _passes[name] == _crash_pass:
+        if _passes[name] == _crash_pass and _first_to_crash():
             os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _first_to_crash() -> bool:
+    mark = settings.environment("TOLLGATE_CRASH_ONCE")
+    if not mark:
+        return True
+    try:
+        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+    except FileExistsError:
+        return False
+    return True
 
 
 def _parse_crash(text: str) -> tuple[str, int]:
