@@ -11,6 +11,7 @@ from gevent import get_hub
 
 from schemas.errors import Code, Outcome, Stage
 from services.backends.clock import Clock
+from services.backends.lifecycle import crash_point
 from services.core.dialects.base import StreamScan
 from services.core.outcomes import Verdict
 from services.edge.exchange import Exchange
@@ -91,6 +92,7 @@ class StreamRelay:
     def _relay(self, data: bytes) -> bytes:
         scan = self._scan
         self._heard_s = self._clock.monotonic_s()
+        crash_point("edge.mid_stream")
         out = scan.feed(data)
         if scan.finished or scan.error:
             self._over = True

@@ -76,7 +76,9 @@ def _settings(config: Config) -> dict[str, Any]:
         "logger_class": StandardLogging,
         "control_socket_disable": True,
         "proc_name": "tollgate",
-        "when_ready": lambda _: setproctitle("tollgate: edge"),
+        "pre_fork": lambda arbiter, worker: setproctitle(
+            "tollgate: edge"
+        ),  # gunicorn sets its own at first
     }
 
 
