@@ -76,9 +76,8 @@ def _settings(config: Config) -> dict[str, Any]:
         "logger_class": StandardLogging,
         "control_socket_disable": True,
         "proc_name": "tollgate",
-        "pre_fork": lambda arbiter, worker: setproctitle(
-            "tollgate: edge"
-        ),  # gunicorn sets its own at first
+        # Here, because gunicorn sets a title of its own after `when_ready`.
+        "pre_fork": lambda arbiter, worker: setproctitle("tollgate: edge"),
     }
 
 
