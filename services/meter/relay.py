@@ -1,0 +1,261 @@
+"""Outbox -> bus: ships every event of this host, in seq order per incarnation, at least once.
+
+One position per incarnation, written after the bus has the rows: a crash in between sends them
+again, and readers drop repeats by event id. While the bus is away nothing is read, so memory stays
+at one batch and the files grow. The relay only reads outbox files, removes the ones that are
+finished and shipped, and reaps dead incarnations.
+"""
+
+import fcntl
+import os
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+import msgspec
+
+from schemas import config as schema
+from schemas.events import TOPIC
+from services.backends.bus.port import Bus, BusUnavailable, Record, RecordTooLarge
+from services.backends.clock import Clock
+from services.backends.lifecycle import crash_point
+from services.backends.outbox_files import (
+    NotReadable,
+    OutboxCorrupt,
+    Row,
+    list_incarnations,
+)
+from services.backends.sql.engine import DatabaseUnavailable
+from services.backends.telemetry import get_logger, metric
+from services.meter.reaper import Budgets, Reaper
+from services.meter.relay_source import Source, facts_of, position_of
+from services.meter.relay_store import Dead, RelayStore
+
+GUARD: Final = "relay.guard"
+_BATCH_BYTES: Final = 8 * 1024 * 1024
+_CLEAN_S: Final = 1.0
+_RETRY_S: Final = 15.0
+_BACKOFF_FIRST_S: Final = 0.1
+_BACKOFF_MAX_S: Final = 5.0
+
+
+class AnotherRelay(Exception):
+    """A living relay has this folder: exit."""
+
+
+class SqlRow(Protocol):
+    id: Any
+    event_id: str
+    partition_key: str
+    body: bytes
+
+
+class SqlOutbox(Protocol):
+    def unshipped(self, limit: int) -> Sequence[SqlRow]: ...
+
+    def mark_shipped(self, ids: Sequence[Any]) -> None: ...
+
+
+class Relay:
+    """The role `relay`. With `budgets` it also reaps."""
+
+    def __init__(
+        self,
+        folder: Path,
+        bus: Bus,
+        sql_outbox: SqlOutbox | None,
+        clock: Clock,
+        settings: schema.Meter,
+        budgets: Budgets | None = None,
+    ) -> None:
+        self._folder = folder
+        self._bus = bus
+        self._sql_outbox = sql_outbox
+        self._clock = clock
+        self._settings = settings
+        self._budgets = budgets
+        self._sources: dict[str, Source] = {}
+        self._retry_at_s: dict[str, float] = {}
+        self._log = get_logger()
+
+    def run(self, stop: threading.Event) -> None:
+        """Ships until `stop`. Raises `AnotherRelay`, `Halt`."""
+        guard = self._take_guard()
+        self._store = RelayStore(self._folder)
+        self._producer = self._bus.producer()
+        reaper = None
+        if self._budgets is not None:
+            reaper = Reaper(self._folder, self._budgets, self._clock, self._store.carried)
+        try:
+            self._loop(stop, reaper)
+        finally:
+            self._producer.close()
+            self._store.close()
+            os.close(guard)
+
+    def _take_guard(self) -> int:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        fd = os.open(self._folder / GUARD, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise AnotherRelay(f"another relay ships {self._folder}") from None
+        return fd
+
+    def _loop(self, stop: threading.Event, reaper: Reaper | None) -> None:
+        failures = 0
+        clean_at_s = 0.0
+        while not stop.is_set():
+            if self._clock.monotonic_s() >= clean_at_s:
+                if reaper is not None:
+                    reaper.run_once()
+                self._find_sources()
+                self._clean()
+                clean_at_s = self._clock.monotonic_s() + _CLEAN_S
+            try:
+                sent = self._round(stop)
+                failures = 0
+            except BusUnavailable as error:
+                failures += 1
+                metric("tollgate_bus_errors_total").labels(operation="send").inc()
+                metric("tollgate_relay_resends_total").inc()
+                self._log.warning("bus_unavailable", failures=failures, error=str(error))
+                stop.wait(min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(failures, 10)))
+                continue
+            if not sent:
+                stop.wait(self._settings.relay_poll_s)
+
+    # -- what there is -----------------------------------------------------------------------
+
+    def _find_sources(self) -> None:
+        found = list_incarnations(self._folder)
+        names = {files.incarnation for files in found}
+        self._sources = {name: each for name, each in self._sources.items() if name in names}
+        for files in found:
+            name = files.incarnation
+            if name in self._sources or self._waits(name):
+                continue
+            try:
+                self._sources[name] = Source(files, self._store)
+            except (OutboxCorrupt, NotReadable) as error:
+                self._postpone(name, error)
+
+    def _waits(self, name: str) -> bool:
+        return self._retry_at_s.get(name, 0.0) > self._clock.monotonic_s()
+
+    def _postpone(self, name: str, error: Exception) -> None:
+        """One unreadable incarnation must not stop the others."""
+        if isinstance(error, NotReadable):
+            self._log.info("outbox_not_readable", incarnation=name, error=str(error))
+            return
+        self._retry_at_s[name] = self._clock.monotonic_s() + _RETRY_S
+        metric("tollgate_outbox_errors_total").labels(reason="corrupt").inc()
+        self._log.critical("outbox_corrupt", incarnation=name, error=str(error))
+
+    # -- shipping ----------------------------------------------------------------------------
+
+    def _round(self, stop: threading.Event) -> int:
+        """One batch of every source in turn, so that a long backlog of one delays no other."""
+        sent = lag_us = 0
+        for name, source in list(self._sources.items()):
+            if stop.is_set() or self._waits(name):
+                continue
+            try:
+                rows = source.read(self._settings.relay_batch, _BATCH_BYTES)
+            except (OutboxCorrupt, NotReadable) as error:
+                self._postpone(name, error)
+                continue
+            if rows:
+                lag_us = max(lag_us, self._lag_us(rows))
+                metric("tollgate_relay_lag_seconds").set(lag_us / 1e6)
+                self._ship(source, rows)
+                sent += len(rows)
+        sent += self._ship_sql()
+        metric("tollgate_relay_lag_seconds").set(lag_us / 1e6 if sent else 0)
+        return sent
+
+    def _lag_us(self, rows: list[Row]) -> int:
+        row = rows[0]
+        return self._clock.now_us() - facts_of(row.body).occurred_at if row.intact else 0
+
+    def _ship(self, source: Source, rows: list[Row]) -> None:
+        name = source.name
+        gap = rows[-1].seq - source.position.seq - len(rows)
+        if gap:
+            metric("tollgate_outbox_errors_total").labels(reason="gap").inc(gap)
+            self._log.critical("outbox_gap", incarnation=name, missing=gap, upto=rows[-1].seq)
+        damaged = [row for row in rows if not row.intact]
+        records = [Record(row.partition_key, row.body) for row in rows if row.intact]
+        dead = [
+            self._dead(name, row.seq, "checksum", row.partition_key, row.body) for row in damaged
+        ]
+        if damaged:
+            metric("tollgate_outbox_errors_total").labels(reason="checksum").inc(len(damaged))
+            self._log.critical(
+                "outbox_rows_damaged", incarnation=name, seqs=[r.seq for r in damaged]
+            )
+        seqs = [row.seq for row in rows if row.intact]
+        for index in self._send(records):
+            key, body = records[index]
+            dead.append(self._dead(name, seqs[index], "too_large", key, body))
+        crash_point("relay.after_send")
+        position = position_of(rows[-1])
+        self._store.advance(name, position, dead)
+        crash_point("relay.after_mark")
+        source.advance(position, rows)
+        metric("tollgate_relay_events_total").inc(len(rows))
+
+    def _send(self, records: list[Record]) -> list[int]:
+        """Sends all that can be sent; the indexes of the others. Raises `BusUnavailable`."""
+        places = list(range(len(records)))
+        refused: list[int] = []
+        while places:
+            try:
+                self._producer.send(TOPIC, [records[place] for place in places])
+                break
+            except RecordTooLarge as error:
+                refused.append(places.pop(error.index))
+                metric("tollgate_outbox_errors_total").labels(reason="too_large").inc()
+                self._log.critical("event_too_large", size_bytes=error.size_bytes)
+        return refused
+
+    def _dead(self, name: str, seq: int, reason: str, key: str, body: bytes) -> Dead:
+        try:
+            event_id = facts_of(body).event_id
+        except msgspec.MsgspecError:
+            event_id = ""
+        return Dead(name, seq, event_id, reason, key, body, self._clock.now_us())
+
+    def _ship_sql(self) -> int:
+        if self._sql_outbox is None:
+            return 0
+        try:
+            rows = self._sql_outbox.unshipped(self._settings.relay_batch)
+            if not rows:
+                return 0
+            records = [Record(row.partition_key, row.body) for row in rows]
+            refused = self._send(records)
+            self._store.add_dead(
+                [self._dead("sql", 0, "too_large", *records[index]) for index in refused]
+            )
+            crash_point("relay.sql_after_send")
+            self._sql_outbox.mark_shipped([row.id for row in rows])
+        except DatabaseUnavailable as error:
+            self._log.warning("sql_outbox_unavailable", error=str(error))
+            return 0
+        metric("tollgate_relay_events_total").inc(len(rows))
+        return len(rows)
+
+    # -- what is done ------------------------------------------------------------------------
+
+    def _clean(self) -> None:
+        for name, source in list(self._sources.items()):
+            if self._waits(name):
+                continue
+            try:
+                if source.remove_shipped(self._store):
+                    del self._sources[name]
+            except (OutboxCorrupt, NotReadable) as error:
+                self._postpone(name, error)

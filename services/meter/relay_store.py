@@ -1,0 +1,120 @@
+"""How far the relay of this host has come: its own small SQLite file beside the outboxes.
+
+Losing it costs repeats, never an event; what it keeps of a dead incarnation's open work is used
+by the reaper. One process at a time (the relay's guard) uses it.
+"""
+
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import msgspec
+
+from services.backends.outbox_seal import OpenWork
+
+FILE: Final = "relay.db"
+
+_DDL: Final = """
+CREATE TABLE IF NOT EXISTS position (
+    incarnation TEXT PRIMARY KEY, seq INTEGER NOT NULL, event_id TEXT NOT NULL, carried BLOB
+);
+CREATE TABLE IF NOT EXISTS dead (
+    id INTEGER PRIMARY KEY, incarnation TEXT NOT NULL, seq INTEGER NOT NULL, event_id TEXT NOT NULL,
+    reason TEXT NOT NULL, partition_key TEXT NOT NULL, body BLOB NOT NULL, at INTEGER NOT NULL,
+    UNIQUE (incarnation, seq, event_id)
+);
+"""
+
+
+class Position(NamedTuple):
+    """The last row shipped and the event_id it had; (0, "") before the first."""
+
+    seq: int
+    event_id: str
+
+
+class Dead(NamedTuple):
+    """A row that cannot be sent. `reason`: checksum | too_large. `seq` 0: from the SQL outbox."""
+
+    incarnation: str
+    seq: int
+    event_id: str
+    reason: str
+    partition_key: str
+    body: bytes
+    at: int  # microseconds
+
+
+class RelayStore:
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(
+            folder / FILE, isolation_level=None, timeout=5.0, check_same_thread=False
+        )
+        self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.executescript(_DDL)
+
+    def position(self, incarnation: str) -> Position:
+        row = self._connection.execute(
+            "SELECT seq, event_id FROM position WHERE incarnation = ?", (incarnation,)
+        ).fetchone()
+        return Position(0, "") if row is None else Position(*row)
+
+    def advance(self, incarnation: str, position: Position, dead: Sequence[Dead]) -> None:
+        """The rows up to `position` are on the bus, or among `dead`; one transaction."""
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._connection.execute(
+            "INSERT INTO position (incarnation, seq, event_id) VALUES (?, ?, ?)"
+            " ON CONFLICT (incarnation) DO UPDATE SET seq = excluded.seq,"
+            " event_id = excluded.event_id",
+            (incarnation, *position),
+        )
+        self._insert_dead(dead)
+        self._connection.execute("COMMIT")
+
+    def add_dead(self, dead: Sequence[Dead]) -> None:
+        self._connection.execute("BEGIN IMMEDIATE")
+        self._insert_dead(dead)
+        self._connection.execute("COMMIT")
+
+    def _insert_dead(self, dead: Sequence[Dead]) -> None:
+        self._connection.executemany(
+            "INSERT OR IGNORE INTO dead (incarnation, seq, event_id, reason, partition_key, body,"
+            " at) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            dead,
+        )
+
+    def dead(self) -> list[Dead]:
+        """Everything set aside, oldest first."""
+        return [
+            Dead(*row)
+            for row in self._connection.execute(
+                "SELECT incarnation, seq, event_id, reason, partition_key, body, at FROM dead"
+                " ORDER BY id"
+            )
+        ]
+
+    def carried(self, incarnation: str) -> OpenWork:
+        """What the rows of removed files left open, as of the last `carry`."""
+        row = self._connection.execute(
+            "SELECT carried FROM position WHERE incarnation = ?", (incarnation,)
+        ).fetchone()
+        if row is None or row[0] is None:
+            return OpenWork()
+        return msgspec.json.decode(row[0], type=OpenWork)
+
+    def carry(self, incarnation: str, work: OpenWork) -> None:
+        """Call before files that hold rows up to `work.seq` are removed."""
+        self._connection.execute(
+            "UPDATE position SET carried = ? WHERE incarnation = ?",
+            (msgspec.json.encode(work), incarnation),
+        )
+
+    def forget(self, incarnation: str) -> None:
+        """The incarnation has no file any more."""
+        self._connection.execute("DELETE FROM position WHERE incarnation = ?", (incarnation,))
+
+    def close(self) -> None:
+        self._connection.close()
