@@ -12,10 +12,12 @@ _MILLION: Final = Decimal(1_000_000)
 
 
 def load(path: str | None) -> Table:
-    """The price table, exact; empty without a file."""
-    return (
-        json.loads(Path(path).read_text(), parse_float=Decimal, parse_int=Decimal) if path else {}
-    )
+    """The price table, exact; empty without a file. Prices may be numbers or decimal text."""
+    raw = json.loads(Path(path).read_text(), parse_float=Decimal) if path else {}
+    return {
+        model: {name: Decimal(usd) for name, usd in classes.items()}
+        for model, classes in raw.items()
+    }
 
 
 def units(prompt: Prompt, answer: Answer, output: int) -> dict[str, int]:

@@ -1,0 +1,264 @@
+"""Upstreams that fail, seen from the client's socket: the dialect's words, and nothing to pay."""
+
+import json
+import time
+
+import pytest
+
+from tests.parts.wire import PATHS, frames, post, request, text_body
+
+STREAM_END = {"anthropic": b"message_stop", "chat": b"[DONE]", "responses": b"response.completed"}
+
+
+@pytest.fixture(params=list(PATHS))
+def dialect(request):
+    return request.param
+
+
+def row_of(stack, reply, key):
+    return stack.wait_for_row(reply.header("x-tollgate-request-id"), key)
+
+
+def assert_free(stack, reply, key, code=None):
+    row = row_of(stack, reply, key)
+    assert (row["cost_nano"], row["outcome"]) == (0, "failed"), row
+    if code:
+        assert row["error_code"] == code
+    return row
+
+
+@pytest.mark.parametrize("fault", ["error-400", "too-long"])
+def test_a_refusal_of_the_upstream_passes_unmodified(stack, dialect, fault):
+    key = stack.key(f"fault-{fault}")
+    reply = post(stack, dialect, key, stream=True)
+    got = reply.body()
+    assert reply.status == 400
+    assert got == stack.sim.echo()["reply_body"]
+    assert_free(stack, reply, key)
+
+
+@pytest.mark.parametrize("fault", ["529", "error-500", "error-503", "error-404"])
+def test_the_last_upstreams_error_passes_unmodified(stack, dialect, fault):
+    key = stack.key(f"fault-{fault}")
+    reply = post(stack, dialect, key, stream=False)
+    got = reply.body()
+    assert reply.status == int(fault.removeprefix("error-"))
+    assert got == stack.sim.echo()["reply_body"]
+    assert_free(stack, reply, key)
+
+
+def test_retry_after_comes_down_and_then_the_channel_rests(stack, dialect):
+    key = stack.key("fault-429-7")
+    reply = post(stack, dialect, key, stream=False)
+    assert (reply.status, reply.header("retry-after")) == (429, "7")
+    for _ in range(4):  # whichever worker answers: none waits for more than the 7 seconds
+        again = post(stack, dialect, key, stream=False)
+        assert again.status == 429
+        assert 1 <= int(again.header("retry-after")) <= 7
+
+
+@pytest.mark.parametrize("fault", ["error-401", "error-403"])
+def test_the_upstreams_own_credential_trouble_is_never_the_clients(stack, dialect, fault):
+    key, before = stack.key(f"fault-{fault}"), stack.sim.last_id()
+    statuses = {post(stack, dialect, key, stream=True).status for _ in range(6)}
+    assert statuses == {503}
+    calls = stack.sim.calls(after=before, fault="error")
+    assert 1 <= len(calls) <= 2  # parked: at most once by each of the two workers
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["529", "429-7", "error-401", "error-404", "error-500", "close-connect", "closed"],
+)
+@pytest.mark.parametrize("stream", [True, False])
+def test_another_channel_takes_over_and_one_is_billed(stack, dialect, fault, stream):
+    key = stack.key(f"over-{fault}")
+    reply = post(stack, dialect, key, stream=stream)
+    got = reply.body()
+    assert reply.status == 200, got
+    assert b"say hello" in got or b"say hel" in got
+    row = row_of(stack, reply, key)
+    assert row["outcome"] == "completed"
+    assert row["cost_nano"] > 0
+    assert row["channel"] == f"b-{fault}-{dialect}"
+
+
+def test_an_error_in_a_200_gets_a_status_and_is_free(stack, dialect):
+    key = stack.key("fault-200-error-body")
+    for stream in (True, False):
+        reply = post(stack, dialect, key, stream=stream)
+        assert reply.status >= 500, reply.body()
+        assert "error" in reply.json()
+        assert_free(stack, reply, key, "upstream_error")
+
+
+def test_a_stream_cut_short_ends_with_the_dialects_error(stack, dialect):
+    key = stack.key("fault-cut-mid-stream")
+    reply = post(stack, dialect, key, stream=True)
+    got = reply.body()
+    assert reply.status == 200
+    last = frames(got)[-2:] if dialect == "chat" else frames(got)[-1:]
+    told = json.loads(last[0][1])
+    if dialect == "anthropic":
+        assert (last[0][0], told["error"]["type"]) == ("error", "api_error")
+    elif dialect == "chat":
+        assert told["error"]["type"] == "api_error"
+        assert last[1][1] == "[DONE]"
+    else:
+        assert (last[0][0], told["response"]["status"]) == ("response.failed", "failed")
+    assert_free(stack, reply, key, "upstream_truncated")
+
+
+def test_an_error_event_of_the_upstream_ends_the_stream_free(stack, dialect):
+    key = stack.key("fault-error-mid-stream")
+    reply = post(stack, dialect, key, stream=True)
+    got = reply.body()
+    assert b"Overloaded" in got
+    if dialect == "responses":  # Codex takes a bare error event for a lost connection
+        assert frames(got)[-1][0] == "response.failed"
+    assert_free(stack, reply, key)
+
+
+@pytest.mark.parametrize("fault", ["empty", "truncated-json", "bad-json"])
+def test_an_answer_without_use_is_an_error_and_free(stack, dialect, fault):
+    key = stack.key(f"fault-{fault}")
+    reply = post(stack, dialect, key, stream=False)
+    assert reply.status == 502, reply.body()
+    assert "error" in reply.json()
+    assert_free(stack, reply, key)
+
+
+def test_an_empty_stream_is_free(stack, dialect):
+    key = stack.key("fault-empty")
+    reply = post(stack, dialect, key, stream=True)
+    reply.body()
+    assert_free(stack, reply, key)
+
+
+def test_a_stream_without_usage_is_billed_by_estimate(stack, dialect):
+    key = stack.key("fault-no-usage")
+    reply = post(stack, dialect, key, stream=True)
+    assert STREAM_END[dialect] in reply.body()
+    row = row_of(stack, reply, key)
+    assert row["estimated"]
+    assert row["cost_nano"] > 0
+
+
+def test_an_upstream_that_never_begins(stack, dialect):
+    key = stack.key("fault-stall-first")
+    began = time.monotonic()
+    reply = post(stack, dialect, key, stream=True)
+    assert (reply.status, time.monotonic() - began < 4) == (504, True)
+    assert_free(stack, reply, key, "timeout")
+
+
+def test_a_silent_upstream_is_bridged_by_pings_and_then_given_up(stack, dialect):
+    key, before = stack.key("fault-stall-60"), stack.sim.last_id()
+    reply = post(stack, dialect, key, stream=True)
+    began = time.monotonic()
+    got = reply.body()
+    assert 1.0 < time.monotonic() - began < 5.0  # idle limit 1.5 s, a ping each 0.5 s
+    events = [name for name, _ in frames(got)]
+    ping = {"anthropic": "ping", "chat": ":", "responses": "response.in_progress"}[dialect]
+    own = 1 if dialect == "responses" else 0  # the upstream sends one itself
+    assert events.count(ping) - own >= 1, events
+    assert_free(stack, reply, key, "timeout")
+    call = stack.sim.wait_for_calls(1, after=before)[0]
+    assert call["client_gone"]
+
+
+@pytest.mark.parametrize("after_content", [True, False])
+def test_a_hang_up_is_noticed_within_a_second(stack, dialect, after_content):
+    key = stack.new_key("slow" if after_content else "fault-stall-first")
+    before = stack.sim.last_id()
+    if after_content:
+        reply = post(stack, dialect, key, stream=True)
+        next(reply.reads())
+        time.sleep(0.3)
+        reply.close()
+    else:
+        body = text_body(dialect, stream=True)
+        with pytest.raises(TimeoutError):
+            request(stack.port, "POST", PATHS[dialect], key=key, body=body, timeout_s=0.3)
+    began = time.monotonic()
+    call = stack.sim.wait_for_calls(1, after=before)[0]
+    assert time.monotonic() - began < 1.0
+    assert call["client_gone"]
+    row = stack.wait_for_rows(1, key)[0]
+    if after_content:
+        assert (row["outcome"], row["estimated"]) == ("client_aborted", True)
+        assert row["cost_nano"] > 0
+    else:
+        assert (row["outcome"], row["cost_nano"]) == ("client_gone", 0)
+
+
+REFUSALS = {
+    "no key": ("", {}, 401, "invalid_api_key", "authentication_error"),
+    "wrong key": ("sk-toll-nobody", {}, 401, "invalid_api_key", "authentication_error"),
+    "unknown model": ("KEY", {"model": "gpt-none"}, 404, "model_not_found", "not_found_error"),
+}
+
+
+@pytest.mark.parametrize("case", list(REFUSALS))
+def test_refusals_have_the_dialects_shape(stack, dialect, case):
+    key, change, status, code, anthropic_type = REFUSALS[case]
+    reply = post(stack, dialect, key.replace("KEY", stack.key()), stream=True, **change)
+    error = reply.json()
+    assert reply.status == status, error
+    if dialect == "anthropic":
+        assert (error["type"], error["error"]["type"]) == ("error", anthropic_type)
+    else:
+        assert error["error"]["code"] == code
+    assert reply.header("x-estimated-credits") == "0"
+    assert reply.header("x-tollgate-request-id")
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        (b"{not json", None),
+        (b'{"model": "gpt-5-mini"}', "messages"),
+        (
+            b'{"model": "gpt-5-mini", "messages": [{"role": "king", "content": "x"}]}',
+            "messages[0].role",
+        ),
+        (b'{"messages": [{"role": "user", "content": "x"}]}', "model"),
+    ],
+)
+def test_a_bad_body_is_named_by_its_path(stack, body, path):
+    reply = request(stack.port, "POST", PATHS["chat"], key=stack.key(), body=body)
+    error = reply.json()["error"]
+    assert (reply.status, error["code"]) == (400, "invalid_param")
+    if path:
+        assert error["param"] == path
+
+
+def test_money_that_does_not_suffice(stack, dialect):
+    poor = stack.new_key(usd="0.000001")
+    reply = post(stack, dialect, poor, stream=True)
+    error = reply.json()["error"]
+    assert reply.status == 402
+    assert error["message"].startswith("insufficient_balance")
+    codex = [("originator", "codex_exec"), ("user-agent", "codex_exec/0.169.0")]
+    body = text_body("responses", stream=True)
+    again = request(stack.port, "POST", PATHS["responses"], key=poor, headers=codex, body=body)
+    assert again.status == 400
+    assert again.json()["error"]["code"] == "insufficient_balance"
+
+
+def test_a_quota_that_does_not_suffice(stack):
+    key = stack.new_key(quota="0.000001")
+    reply = post(stack, "chat", key, stream=False)
+    assert (reply.status, reply.json()["error"]["code"]) == (402, "quota_exceeded")
+
+
+def test_a_revoked_key_stops_within_a_second(stack):
+    key = stack.new_key()
+    assert post(stack, "chat", key, stream=False).status == 200
+    mine = [
+        k for k in json.loads(stack.cli("key", "list", "--json").stdout) if key[-4:] in k["masked"]
+    ]
+    stack.cli("key", "revoke", mine[-1]["id"])
+    time.sleep(1.0)
+    reply = post(stack, "chat", key, stream=False)
+    assert (reply.status, reply.json()["error"]["code"]) == (401, "invalid_api_key")

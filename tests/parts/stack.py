@@ -1,0 +1,271 @@
+"""The whole program as its user starts it: `tollgate up` on a fresh data folder, with the
+simulated provider behind it.
+
+Every fault of the provider has a group of its own (`fault-...`) whose channels reach the provider
+through a base URL that carries the fault, so that the models stay the priced ones and the bodies
+stay untouched.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import tomllib
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from tests.parts.sim import Sim
+
+ROOT = Path(__file__).parent.parent.parent
+TOLLGATE = Path(sys.executable).parent / "tollgate"
+READY_S = 60.0
+UPSTREAM_SECRET = "sk-upstream-9f8e7d6c5b4a"  # what the channels send, never a client
+DIALECTS = ("anthropic", "chat", "responses")
+FAULTS = (
+    *(f"error-{status}" for status in (400, 401, 403, 404, 500, 502, 503)),
+    "429-7",
+    "529",
+    "too-long",
+    "200-error-body",
+    "cut-mid-stream",
+    "error-mid-stream",
+    "cut-after-finish",
+    "close-connect",
+    "empty",
+    "no-usage",
+    "truncated-json",
+    "bad-json",
+    "huge-usage",
+    "redirect",
+    "gzip",
+    "ping-20",
+    "slow-300",
+    "stall-60",
+    "flaky-2",
+    "stall-first",
+    "hang-head",
+)
+
+
+def price_data(vendor: str) -> dict[str, dict[str, str]]:
+    """model -> class -> USD per million, from the product's price data file."""
+    raw = tomllib.loads((ROOT / "schemas" / "prices" / f"{vendor}.toml").read_text())
+    return {row["model"]: row["usd_per_million"] for row in raw["models"]}
+
+
+def _provider_prices() -> dict[str, dict[str, str]]:
+    """The price file of the provider, also under the forms in which clients write a model."""
+    table = {**price_data("anthropic"), **price_data("openai")}
+    for name, prices in list(table.items()):
+        table[re.sub(r"(?<=\d)-(?=\d)", ".", name)] = prices
+    table["claude-haiku-4-5-20251001"] = table["claude-haiku-4-5"]
+    return table
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _channels(sim_url: str) -> list[dict]:
+    models = {d: list(price_data("anthropic" if d == "anthropic" else "openai")) for d in DIALECTS}
+
+    def channel(name: str, dialect: str, group: str, path: str = "", **more) -> dict:
+        where = {"name": f"{name}-{dialect}", "dialect": dialect, "base_url": sim_url + path}
+        return {
+            **where,
+            "credential": "env:SIM_KEY",
+            "models": models[dialect],
+            "groups": [group],
+            **more,
+        }
+
+    out = []
+    for d in DIALECTS:
+        out.append(channel("main", d, "default"))
+        out.append(channel("slow", d, "slow", "/fault/sim-stall-3"))
+        quick = {"idle_timeout_s": 1.5, "first_byte_timeout_s": 1.0, "total_timeout_s": 2.0}
+        for fault in FAULTS:
+            limits = quick if fault.startswith(("stall", "hang")) else {}
+            out.append(channel(f"f-{fault}", d, f"fault-{fault}", f"/fault/sim-{fault}", **limits))
+            out.append(
+                channel(
+                    f"a-{fault}", d, f"over-{fault}", f"/fault/sim-{fault}", priority=9, **limits
+                )
+            )
+            out.append(channel(f"b-{fault}", d, f"over-{fault}"))
+        closed = {"base_url": f"http://127.0.0.1:{free_port()}", "priority": 9}
+        out.append({**channel("a-closed", d, "over-closed"), **closed})
+        out.append(channel("b-closed", d, "over-closed"))
+    return out
+
+
+def _toml(value) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(k)} = {_toml(v)}" for k, v in value.items()) + "}"
+    return json.dumps(value)
+
+
+def write_config(path: Path, sections: dict[str, dict], channels: list[dict]) -> None:
+    """`sections` by name; the groups are those that the channels name."""
+    lines = []
+    for name, fields in sections.items():
+        lines += [f"[{name}]", *(f"{k} = {_toml(v)}" for k, v in fields.items())]
+    for channel in channels:
+        lines += ["[[channels]]", *(f"{k} = {_toml(v)}" for k, v in channel.items())]
+    for group in sorted({g for channel in channels for g in channel["groups"]}):
+        lines += ["[[groups]]", f"name = {_toml(group)}"]
+    path.write_text("\n".join(lines) + "\n")
+
+
+class Stack:
+    """A running Tollgate. `sections` are those of the configuration file."""
+
+    def __init__(self, folder: Path, sections: dict[str, dict] | None = None) -> None:
+        self.data_dir = folder / "data"
+        self.config_file = folder / "tollgate.toml"
+        prices = folder / "prices.json"
+        prices.write_text(json.dumps(_provider_prices()))
+        self.sim = Sim(folder / "sim.log", "--prices", str(prices))
+        self.port = free_port()
+        self.base_url = f"http://127.0.0.1:{self.port}"
+        wanted = {"edge": {"port": self.port, "ping_s": 0.5, "workers": 2}}
+        for name, fields in (sections or {}).items():
+            wanted[name] = {**wanted.get(name, {}), **fields}
+        write_config(self.config_file, wanted, _channels(self.sim.base_url))
+        self._keys: dict[str, str] = {}
+        self.output = folder / "up.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it and returns once it is ready."""
+        with self.output.open("ab") as log:
+            command = [TOLLGATE, "up", *self._where()]
+            self._process = subprocess.Popen(
+                command, cwd=ROOT, env=self._environment(), stdout=log, stderr=log
+            )
+        deadline = time.monotonic() + READY_S
+        while self._status("/readyz") != 200:
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"not ready:\n{self.output.read_text()[-4000:]}")
+            time.sleep(0.1)
+
+    def _where(self) -> list[str]:
+        return ["--config", str(self.config_file), "--data-dir", str(self.data_dir)]
+
+    def _environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("TOLLGATE_")}
+        return {**kept, "SIM_KEY": UPSTREAM_SECRET}
+
+    def _status(self, path: str) -> int:
+        try:
+            with urllib.request.urlopen(self.base_url + path, timeout=2) as reply:
+                return reply.status
+        except urllib.error.HTTPError as error:
+            return error.code
+        except OSError:
+            return 0
+
+    def stop(self) -> int:
+        """SIGTERM as a user's Ctrl-C; the exit code."""
+        code = 0
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                code = self._process.wait(40)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                code = self._process.wait()
+            self._process = None
+        self.sim.stop()
+        return code
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """One `tollgate` command on this installation."""
+        group, *rest = arguments
+        done = subprocess.run(
+            [TOLLGATE, group, *rest, *self._where()],
+            cwd=ROOT,
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+        if check and done.returncode:
+            raise RuntimeError(f"tollgate {' '.join(arguments)}: {done.stdout}{done.stderr}")
+        return done
+
+    def new_key(self, group: str = "default", usd: str = "100", **more: str) -> str:
+        """A key of a new account with `usd` in its wallet."""
+        name = f"{group}-{len(self._keys)}-{time.monotonic_ns() % 1_000_000}"
+        self.cli("account", "create", name)
+        if usd != "0":
+            self.cli("account", "topup", name, usd)
+        flags = [part for k, v in more.items() for part in (f"--{k}", v)]
+        made = self.cli(
+            "key", "create", "--account", name, "--name", "k", "--group", group, *flags, "--json"
+        )
+        return json.loads(made.stdout)["key"]
+
+    def key(self, group: str = "default") -> str:
+        """The one key that the tests share for a group."""
+        if group not in self._keys:
+            self._keys[group] = self.new_key(group)
+        return self._keys[group]
+
+    def get(self, path: str, key: str):
+        asked = urllib.request.Request(self.base_url + path, headers={"x-api-key": key})
+        with urllib.request.urlopen(asked, timeout=10) as reply:
+            return json.load(reply)
+
+    def usage_rows(self, key: str) -> list[dict]:
+        """Every row of `GET /v1/usage` for the key's account, newest first."""
+        rows: list[dict] = []
+        cursor = ""
+        while True:
+            page = self.get(f"/v1/usage?limit=100{cursor}", key)
+            rows += page["data"]
+            if not page.get("next_cursor"):
+                return rows
+            cursor = f"&cursor={page['next_cursor']}"
+
+    def wait_for_row(self, request_id: str, key: str, timeout_s: float = 10.0) -> dict:
+        """The row of one request, once the analytics part has it."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            rows = [row for row in self.usage_rows(key) if row["request_id"] == request_id]
+            if rows:
+                assert len(rows) == 1, rows
+                return rows[0]
+            assert time.monotonic() < deadline, f"no row of {request_id} in {timeout_s} s"
+            time.sleep(0.1)
+
+    def wait_for_rows(self, count: int, key: str, timeout_s: float = 10.0) -> list[dict]:
+        deadline = time.monotonic() + timeout_s
+        while len(rows := self.usage_rows(key)) < count:
+            assert time.monotonic() < deadline, f"{len(rows)} of {count} rows: {rows}"
+            time.sleep(0.1)
+        return rows
+
+    def reconcile(self) -> subprocess.CompletedProcess[str]:
+        """`tollgate reconcile`: exit 0 means that every part tells the same."""
+        return self.cli("reconcile", check=False)
+
+
+@pytest.fixture(scope="session")
+def stack(tmp_path_factory):
+    """The embedded default: local bus, SQLite, chDB."""
+    running = Stack(tmp_path_factory.mktemp("stack"))
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
