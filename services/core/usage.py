@@ -20,16 +20,17 @@ MAX_UNITS: Final = 1_000_000_000_000  # the bound of schemas.events.Units
 
 
 def from_anthropic(usage: dict[str, Any]) -> dict[str, int]:
-    """Classes of an Anthropic `usage` object. A cache write without a split of its lifetimes
-    counts as 5 minutes; so does what the split leaves unexplained."""
-    written = _count(usage, "cache_creation_input_tokens")
+    """Classes of an Anthropic `usage` object. The split of the cache writes by lifetime is within
+    their total: what it leaves unexplained counts as 5 minutes, what it has too much is cut."""
     split = _object(usage, "cache_creation")
+    five = _count(split, "ephemeral_5m_input_tokens")
     hour = _count(split, "ephemeral_1h_input_tokens")
-    five = max(_count(split, "ephemeral_5m_input_tokens"), written - hour)
+    written = _count(usage, "cache_creation_input_tokens") or five + hour
+    hour = min(hour, written)
     return _classes(
         input=_count(usage, "input_tokens"),
         cache_read=_count(usage, "cache_read_input_tokens"),
-        cache_write_5m=five,
+        cache_write_5m=written - hour,
         cache_write_1h=hour,
         output=_count(usage, "output_tokens"),
         reasoning=_count(_object(usage, "output_tokens_details"), "thinking_tokens"),
@@ -53,23 +54,29 @@ def _openai(
     usage: dict[str, Any], prompt_name: str, details_name: str, output_name: str, output_word: str
 ) -> dict[str, int]:
     details = _object(usage, details_name)
-    cached = _count(details, "cached_tokens")
+    prompt = _count(usage, prompt_name)
+    # DeepSeek and Moonshot tell the cached part beside the details.
+    cached = (
+        _count(details, "cached_tokens")
+        or _count(usage, "prompt_cache_hit_tokens")
+        or _count(usage, "cached_tokens")
+    )
     written = _count(details, "cache_write_tokens")
+    if cached <= prompt:
+        written = min(written, prompt - cached)
+        prompt -= cached + written
+    # Otherwise this vendor counts the cached part outside the prompt.
+
     # OpenAI's two lifetimes (30 minutes, 12 hours) are our short and long cache write.
     long = _count(_object(details, "cache_write_tokens_details"), "ttl_12h_tokens")
-    long = min(long, written) if written else long
-    written = max(written, long)
-    prompt = _count(usage, prompt_name)
-    # Some vendors report the cached part beside the prompt instead of inside it.
-    uncached = prompt - cached - written if cached + written <= prompt else prompt
-    reasoning = _count(_object(usage, f"{output_word}_tokens_details"), "reasoning_tokens")
+    long = min(long, written)
     return _classes(
-        input=uncached,
+        input=prompt,
         cache_read=cached,
         cache_write_5m=written - long,
         cache_write_1h=long,
         output=_count(usage, output_name),
-        reasoning=reasoning,
+        reasoning=_count(_object(usage, f"{output_word}_tokens_details"), "reasoning_tokens"),
     )
 
 

@@ -51,23 +51,47 @@ class ResponseFacts(msgspec.Struct, kw_only=True):
 
 
 class StreamScan(Protocol):
-    """Follows one streamed answer while its bytes are relayed.
+    """Follows one streamed answer while its bytes are relayed; only whole events are looked at."""
 
-    `finished`: the end marker was seen; it lies in the bytes that the same `feed` returned, and
-    the caller holds these back until its terminal event is durable. `complete_at_eof`: an end of
-    the stream at this point is a whole answer although no end marker came. `output_bytes`: bytes
-    of the events that carry the model's output, without their fixed framing: an upper estimate
-    of four bytes per token. `at_boundary`: no event is half relayed, so an event may be put in."""
+    @property
+    def usage(self) -> dict[str, int] | None:
+        """What was told so far, in the classes of `services.core.usage`."""
 
-    usage: dict[str, int] | None
-    finished: bool
-    complete_at_eof: bool
-    finish_reason: str
-    has_content: bool
-    output_bytes: int
-    error: tuple[str, str] | None
-    at_boundary: bool
-    model: str
+    @property
+    def output_told(self) -> bool:
+        """`usage` holds the count of the output made so far, not only of the input."""
+
+    @property
+    def finished(self) -> bool:
+        """The end marker was seen. It lies in the bytes that the same `feed` returned: the caller
+        holds these back until its terminal event is durable."""
+
+    @property
+    def complete_at_eof(self) -> bool:
+        """An end of the stream now is a whole answer although no end marker came."""
+
+    @property
+    def finish_reason(self) -> str: ...
+
+    @property
+    def has_content(self) -> bool:
+        """Text, a tool call, reasoning or a refusal was seen."""
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of text, reasoning and tool arguments as they stand in the JSON (escapes count as
+        written). Measured when read: ask seldom."""
+
+    @property
+    def error(self) -> tuple[str, str] | None:
+        """(type, message) of an error event of the upstream."""
+
+    @property
+    def at_boundary(self) -> bool:
+        """No event is half relayed, so that an event may be put in."""
+
+    @property
+    def model(self) -> str: ...
 
     def feed(self, data: bytes) -> bytes:
         """The bytes to relay now: `data` itself, unless an extra usage chunk is taken out."""
@@ -79,7 +103,8 @@ class StreamScan(Protocol):
         """One keep-alive event for a boundary; empty while none can be sent."""
 
     def render_error(self, code: Code, message: str) -> bytes:
-        """The frames that end the stream with an error, after closing an unfinished event."""
+        """The frames that end the stream with an error, after closing an unfinished event; empty
+        when the upstream's own error, as the client of this dialect reads it, was relayed."""
 
 
 class Dialect(Protocol):
@@ -113,8 +138,9 @@ class Dialect(Protocol):
         status: int | None = None,
         extra: dict[str, Any] | None = None,
     ) -> bytes:
-        """A JSON error body in the vendor's shape. `status` only tells which error type to
-        name when it is not the usual one of `code`; `extra` is merged into `error`."""
+        """A JSON error body in the vendor's shape. `status` is the HTTP status it goes out with:
+        it names the error's type where `code` alone (`upstream_error`) does not; `extra` is
+        merged into the `error` object."""
 
     def is_upstream_header(self, name: str) -> bool:
         """Whether the client's header `name` (lower-case) goes upstream."""

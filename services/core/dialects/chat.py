@@ -1,0 +1,142 @@
+"""The OpenAI Chat Completions dialect: `POST /v1/chat/completions`."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from schemas.errors import Code
+from services.core import usage as classes
+from services.core.dialects import openai
+from services.core.dialects.base import ParsedRequest, ResponseFacts
+from services.core.dialects.chat_stream import ChatScan, message_bytes, message_says_something
+from services.core.dialects.reading import (
+    ModelName,
+    Positive,
+    child,
+    children,
+    error_in,
+    json_object,
+    label,
+    need_items,
+    read_request,
+    text_of,
+)
+from services.core.dialects.shape import body_shape
+from services.core.json_span import append_member, replace_value
+
+_MEDIA: Final = (b'"image_url"', b'"file"', b'"input_audio"')
+_NULL: Final = msgspec.Raw(b"null")
+_USAGE_WANTED: Final = b'{"include_usage":true}'
+
+
+class _Body(msgspec.Struct):
+    model: ModelName
+    messages: msgspec.Raw
+    max_tokens: Positive | None = None
+    max_completion_tokens: Positive | None = None
+    n: Positive | None = None
+    stream: bool | None = None
+    stream_options: msgspec.Raw = _NULL
+    prompt_cache_key: msgspec.Raw = _NULL
+    prompt_cache_options: msgspec.Raw = _NULL
+    prompt_cache_retention: msgspec.Raw = _NULL
+    user: msgspec.Raw = _NULL
+    web_search_options: msgspec.Raw = _NULL
+
+
+_decoder: Final = msgspec.json.Decoder(_Body)
+
+
+class Chat:
+    name: str = "chat"
+    path: str = "/v1/chat/completions"
+    upstream_path: str = "/v1/chat/completions"
+
+    def parse_request(self, body: bytes, headers: Mapping[str, str]) -> ParsedRequest:
+        read = read_request(_decoder, body)
+        messages = need_items(read.messages, "messages")
+        shape = body_shape(
+            body,
+            messages,
+            _MEDIA,
+            cache_write_1h=openai.keeps_cache_long(
+                read.prompt_cache_options, read.prompt_cache_retention
+            ),
+            server_tools=not _is_null(read.web_search_options),
+        )
+        # Vendors differ in which of the two caps they obey: the larger one bounds both.
+        caps = [cap for cap in (read.max_completion_tokens, read.max_tokens) if cap is not None]
+        stream = bool(read.stream)
+        return ParsedRequest(
+            model=read.model,
+            stream=stream,
+            max_output_tokens=max(caps) if caps else None,
+            n=read.n or 1,
+            shape=shape,
+            session_id=label(_text(read.prompt_cache_key), _text(read.user)),
+            agent_id=label(headers.get("x-claude-code-agent-id")),
+            wants_usage=not stream or json_object(read.stream_options).get("include_usage") is True,
+        )
+
+    def upstream_body(self, body: bytes, parsed: ParsedRequest, upstream_model: str) -> bytes:
+        if upstream_model != parsed.model:
+            body = replace_value(body, "model", msgspec.json.encode(upstream_model))
+        return body if parsed.wants_usage else _asking_for_usage(body)
+
+    def parse_response(self, body: bytes) -> ResponseFacts:
+        answer = json_object(body)
+        error = error_in(answer.get("error"))
+        if error or type(answer.get("choices")) is not list:
+            return ResponseFacts(error=error or ("api_error", "the answer has no choices"))
+        told = answer.get("usage")
+        choices = children(answer, "choices")
+        messages = [child(choice, "message") for choice in choices]
+        reasons = [text_of(choice, "finish_reason") for choice in choices]
+        return ResponseFacts(
+            usage=classes.from_chat(told) if type(told) is dict else None,
+            finished=bool(reasons) and all(reasons),
+            finish_reason=next((reason for reason in reasons if reason), ""),
+            has_content=any(message_says_something(message) for message in messages),
+            output_bytes=sum(message_bytes(message) for message in messages),
+            model=text_of(answer, "model"),
+        )
+
+    def scan(self, parsed: ParsedRequest) -> ChatScan:
+        return ChatScan(remove_usage=not parsed.wants_usage, choices=parsed.n)
+
+    def render_error(
+        self,
+        code: Code,
+        message: str,
+        *,
+        request_id: str,
+        param: str | None = None,
+        status: int | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> bytes:
+        return openai.error_body(code, message, param, status, extra)
+
+    def is_upstream_header(self, name: str) -> bool:
+        return openai.is_upstream_header(name)
+
+
+def _asking_for_usage(body: bytes) -> bytes:
+    """`body` with `stream_options.include_usage`; the client's other stream options stay."""
+    if b'"stream_options"' in body:
+        known = msgspec.json.decode(body, type=_Options).stream_options
+        options = json_object(known) | {"include_usage": True}
+        return replace_value(body, "stream_options", msgspec.json.encode(options))
+    return append_member(body, "stream_options", _USAGE_WANTED)
+
+
+class _Options(msgspec.Struct):
+    stream_options: msgspec.Raw = _NULL
+
+
+def _is_null(raw: msgspec.Raw) -> bool:
+    return bytes(raw).strip() == b"null"
+
+
+def _text(raw: msgspec.Raw) -> object:
+    return None if raw is _NULL else msgspec.json.decode(raw)

@@ -1,0 +1,43 @@
+"""Counts the bytes of what a model made, for bills of answers that broke off."""
+
+import re
+from typing import Final
+
+_BATCH_BYTES: Final = 32 * 1024
+
+
+class OutputMeter:
+    """Bytes of the JSON strings that stand under some keys in a stream of events.
+
+    Most streams tell their usage and are never measured; so the events are only kept, and
+    measured when a batch is full or the total is read."""
+
+    def __init__(self, strings: re.Pattern[bytes]) -> None:
+        self._strings = strings
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self._total = 0
+
+    def add(self, whole: bytes) -> None:
+        """Whole events with LF line ends."""
+        self._kept.append(whole)
+        self._kept_bytes += len(whole)
+        if self._kept_bytes > _BATCH_BYTES:
+            self._measure()
+
+    @property
+    def total(self) -> int:
+        if self._kept:
+            self._measure()
+        return self._total
+
+    def _measure(self) -> None:
+        self._total += sum(map(len, self._strings.findall(b"".join(self._kept))))
+        self._kept.clear()
+        self._kept_bytes = 0
+
+
+def strings_under(*keys: str) -> re.Pattern[bytes]:
+    """Matches a member under one of `keys` whose value is a string; the group is its inside."""
+    names = "|".join(keys)
+    return re.compile(rf'"(?:{names})": ?"([^"\\]*(?:\\.[^"\\]*)*)"'.encode())

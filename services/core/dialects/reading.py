@@ -1,0 +1,129 @@
+"""Reading JSON that others wrote: request bodies strictly, answers leniently."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
+
+import msgspec
+
+from services.core.errors import InvalidRequest
+
+T = TypeVar("T")
+
+MODEL_CHARACTERS: Final = 256
+LABEL_CHARACTERS: Final = 256
+
+ModelName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MODEL_CHARACTERS)]
+Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+
+_AT: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
+_MISSING: Final = re.compile(r"Object missing required field `(.*)`")
+_BYTE: Final = re.compile(r"JSON is malformed: (.*) \(byte (\d+)\)")
+
+
+def read_request(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
+    """The request in `body`. Raises `InvalidRequest` with the JSON path of the wrong field."""
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as ex:
+        raise _wrong_field(str(ex)) from None
+    except msgspec.DecodeError as ex:
+        raise _not_json(str(ex)) from None
+    except UnicodeDecodeError as ex:
+        raise InvalidRequest(f"the body is not valid UTF-8 at byte {ex.start}") from None
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
+
+
+def need_items(raw: msgspec.Raw, field: str) -> bytes:
+    """The JSON text of an array with at least one item. Raises `InvalidRequest`."""
+    text = bytes(raw).strip()
+    if not text.startswith(b"["):
+        raise InvalidRequest(f"{field}: expected array, got {_kind(text)}", param=field)
+    if text[1:].lstrip().startswith(b"]"):
+        raise InvalidRequest(f"{field}: at least one item is required", param=field)
+    return text
+
+
+def need_text_or_array(raw: msgspec.Raw, field: str) -> bytes:
+    """The JSON text of a string or an array, neither of them empty. Raises `InvalidRequest`."""
+    text = bytes(raw).strip()
+    if not text.startswith(b'"'):
+        return need_items(raw, field)
+    if text == b'""':
+        raise InvalidRequest(f"{field}: expected a string of length >= 1", param=field)
+    return text
+
+
+def label(*values: object) -> str:
+    """The first text among `values`, cut to a bounded length; empty without one."""
+    for value in values:
+        if isinstance(value, str) and value:
+            return value[:LABEL_CHARACTERS]
+    return ""
+
+
+def first_header(headers: Mapping[str, str], *names: str) -> str:
+    return label(*(headers.get(name) for name in names))
+
+
+def json_object(text: bytes | str | msgspec.Raw) -> dict[str, Any]:
+    """The JSON object in `text`, an empty one when it is anything else."""
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return {}
+    return value if type(value) is dict else {}
+
+
+def child(source: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The object under `name`, an empty one when there is none."""
+    value = source.get(name)
+    return value if type(value) is dict else {}
+
+
+def children(source: Mapping[str, Any], name: str) -> list[dict[str, Any]]:
+    """The objects in the array under `name`."""
+    value = source.get(name)
+    return [item for item in value if type(item) is dict] if type(value) is list else []
+
+
+def text_of(source: Mapping[str, Any], name: str) -> str:
+    """The string under `name`, empty when there is none."""
+    value = source.get(name)
+    return value if type(value) is str else ""
+
+
+def error_in(value: object) -> tuple[str, str] | None:
+    """(type, message) of the value under `error` in an answer, None when it tells of none."""
+    if not value:
+        return None
+    if type(value) is dict:
+        kind = label(value.get("type"), value.get("code"), value.get("status"))
+        return kind or "error", label(value.get("message")) or "no message"
+    return "error", label(value) or "no message"
+
+
+def _wrong_field(message: str) -> InvalidRequest:
+    match = _AT.fullmatch(message)
+    what, path = (match["what"], match["path"] or "") if match else (message, "")
+    missing = _MISSING.fullmatch(what)
+    if missing:
+        path = f"{path}.{missing[1]}" if path else missing[1]
+        return InvalidRequest(f"{path}: field required", param=path)
+    what = what.replace("`", "")
+    if not path:
+        return InvalidRequest("the body must be a JSON object")
+    return InvalidRequest(f"{path}: {what[:1].lower()}{what[1:]}", param=path)
+
+
+def _not_json(message: str) -> InvalidRequest:
+    match = _BYTE.fullmatch(message)
+    if match:
+        return InvalidRequest(f"the body is not valid JSON: {match[1]} at byte {match[2]}")
+    return InvalidRequest(f"the body is not valid JSON: {message[:1].lower()}{message[1:]}")
+
+
+def _kind(text: bytes) -> str:
+    kinds = {b"{": "object", b'"': "str", b"n": "null", b"t": "bool", b"f": "bool"}
+    return kinds.get(text[:1], "number")

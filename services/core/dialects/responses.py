@@ -1,0 +1,171 @@
+"""The OpenAI Responses dialect: `POST /v1/responses`."""
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import msgspec
+
+from schemas.errors import Code
+from services.core import usage as classes
+from services.core.dialects import openai
+from services.core.dialects.base import ParsedRequest, ResponseFacts
+from services.core.dialects.reading import (
+    ModelName,
+    Positive,
+    children,
+    error_in,
+    first_header,
+    json_object,
+    label,
+    need_text_or_array,
+    read_request,
+    text_of,
+)
+from services.core.dialects.responses_stream import (
+    ResponsesScan,
+    end_reason,
+    is_search,
+    item_bytes,
+    item_says_something,
+)
+from services.core.dialects.shape import body_shape
+from services.core.errors import InvalidRequest
+from services.core.json_span import replace_value
+
+_MEDIA: Final = (
+    b'"input_image"',
+    b'"input_file"',
+    b'"input_audio"',
+    b'"image_generation_call"',
+)
+_NULL: Final = msgspec.Raw(b"null")
+_CLIENT_TOOLS: Final = frozenset(
+    {
+        "function",
+        "custom",
+        "namespace",
+        "local_shell",
+        "shell",
+        "apply_patch",
+        "computer",
+        "computer_use_preview",
+        "tool_search",
+    }
+)
+
+
+class _Tool(msgspec.Struct):
+    type: str = "function"
+
+
+class _Item(msgspec.Struct):
+    type: str | None = None
+    tools: list[_Tool] | None = None
+
+
+class _Body(msgspec.Struct):
+    model: ModelName
+    input: msgspec.Raw
+    max_output_tokens: Positive | None = None
+    stream: bool | None = None
+    background: bool | None = None
+    tools: list[_Tool] | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_options: msgspec.Raw = _NULL
+    prompt_cache_retention: msgspec.Raw = _NULL
+
+
+_decoder: Final = msgspec.json.Decoder(_Body)
+_items_decoder: Final = msgspec.json.Decoder(list[_Item])
+
+
+class Responses:
+    name: str = "responses"
+    path: str = "/v1/responses"
+    upstream_path: str = "/v1/responses"
+
+    def parse_request(self, body: bytes, headers: Mapping[str, str]) -> ParsedRequest:
+        read = read_request(_decoder, body)
+        content = need_text_or_array(read.input, "input")
+        if read.background:
+            # Its answer would be made after this request was already judged and closed.
+            raise InvalidRequest(
+                "background: is not supported", param="background", code=Code.UNSUPPORTED_FEATURE
+            )
+        shape = body_shape(
+            body,
+            content,
+            _MEDIA,
+            cache_write_1h=openai.keeps_cache_long(
+                read.prompt_cache_options, read.prompt_cache_retention
+            ),
+            server_tools=_runs_on_server(read.tools) or _adds_server_tools(content),
+        )
+        return ParsedRequest(
+            model=read.model,
+            stream=bool(read.stream),
+            max_output_tokens=read.max_output_tokens,
+            shape=shape,
+            session_id=label(read.prompt_cache_key)
+            or first_header(headers, "session-id", "session_id"),
+            agent_id=first_header(headers, "x-claude-code-agent-id"),
+        )
+
+    def upstream_body(self, body: bytes, parsed: ParsedRequest, upstream_model: str) -> bytes:
+        if upstream_model == parsed.model:
+            return body
+        return replace_value(body, "model", msgspec.json.encode(upstream_model))
+
+    def parse_response(self, body: bytes) -> ResponseFacts:
+        answer = json_object(body)
+        reason = end_reason(answer)
+        if not reason:
+            error = error_in(answer.get("error"))
+            return ResponseFacts(error=error or ("api_error", "the answer is not finished"))
+        told = answer.get("usage")
+        items = children(answer, "output")
+        usage = classes.from_responses(told) if type(told) is dict else None
+        searches = sum(1 for item in items if is_search(item))
+        if usage is not None and searches:
+            usage["web_search"] = searches
+        return ResponseFacts(
+            usage=usage,
+            finished=True,
+            finish_reason=reason,
+            has_content=any(item_says_something(item) for item in items),
+            output_bytes=sum(item_bytes(item) for item in items),
+            model=text_of(answer, "model"),
+        )
+
+    def scan(self, parsed: ParsedRequest) -> ResponsesScan:
+        return ResponsesScan(count_searches=parsed.shape.server_tools)
+
+    def render_error(
+        self,
+        code: Code,
+        message: str,
+        *,
+        request_id: str,
+        param: str | None = None,
+        status: int | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> bytes:
+        return openai.error_body(code, message, param, status, extra)
+
+    def is_upstream_header(self, name: str) -> bool:
+        return openai.is_upstream_header(name)
+
+
+def _runs_on_server(tools: list[_Tool] | None) -> bool:
+    return any(tool.type not in _CLIENT_TOOLS for tool in tools or ())
+
+
+def _adds_server_tools(content: bytes) -> bool:
+    """Codex's newest models carry their tools in an input item instead of `tools`."""
+    if b'"additional_tools"' not in content:
+        return False
+    try:
+        items = _items_decoder.decode(content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return True  # unreadable here: hold the most
+    return any(_runs_on_server(item.tools) for item in items if item.type == "additional_tools")
