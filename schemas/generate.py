@@ -25,7 +25,9 @@ KINDS: Final = (
 
 def documents() -> dict[str, str]:
     """File name -> JSON text: one schema per event kind, and one of the configuration file."""
-    schemas = {f"event.{kind.__struct_config__.tag}.v{events.VERSION}": kind for kind in KINDS}
+    schemas: dict[str, type] = {
+        f"event.{kind.__struct_config__.tag}.v{events.VERSION}": kind for kind in KINDS
+    }
     schemas["config"] = Config
     return {f"{name}.json": _text(name, shape) for name, shape in schemas.items()}
 
