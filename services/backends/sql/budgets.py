@@ -6,7 +6,7 @@ and `consumed <= amount` in every lease. Rows are locked in one order everywhere
 leases by id, limits by id.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import msgspec
@@ -43,14 +43,12 @@ from services.backends.sql.lease_records import (
     LeaseEnd,
     LeaseNotOpen,
     LeaseReport,
-    LimitFailure,
-    LimitState,
     SettleRefused,
-    Shortfall,
     SyncReply,
 )
 from services.backends.sql.settlement import Tally
 from services.backends.sql.tables import account, api_key, incarnation, lease, limit_row
+from services.core.budgets import LimitFailure, LimitState, Shortfall, grant_nano
 
 __all__ = [
     "Balance",
@@ -165,7 +163,6 @@ class Budgets:
         Idempotent by (lease_id, grant_no), numbers dense from 1; the first makes the lease.
         Raises Shortfall (recall marks set when waiting may help), KeyNotActive,
         IncarnationNotOpen, LeaseNotOpen, GrantOutOfOrder."""
-        assert 0 <= need_nano <= want_nano
 
         def attempt(connection: Connection) -> Granted | Shortfall:
             _require_open(connection, incarnation_id)
@@ -178,22 +175,25 @@ class Budgets:
                 # waited for.
                 held = _lease_of(connection, lease_id, incarnation_id, key_id, lock=False)
             pending = pending_by_limit(connection, lease.c.account_id == key.account_id)
+            states = limit_states(rows, pending)
             if held is not None and held.grant_no == grant_no:
-                return Granted(held.grant_nano, held.amount_nano, limit_states(rows, pending))
+                return Granted(held.grant_nano, held.amount_nano, states)
             if grant_no != (held.grant_no if held else 0) + 1:
                 raise GrantOutOfOrder(f"{lease_id}: grant {grant_no}")
-            failing = _failures(rows, need_nano)
-            if failing:
-                _mark_recall(connection, failing)
-                return Shortfall(failing)
-            amount_nano = _grant_size(rows, need_nano, want_nano)
+            try:
+                amount_nano = grant_nano(states, need_nano, want_nano)
+            except Shortfall as ex:
+                _mark_recall(connection, ex)
+                return ex
             _take(connection, limit_ids, amount_nano)
             if held is None:
                 _insert_lease(connection, lease_id, incarnation_id, key, limit_ids, amount_nano)
             else:
                 _grow_lease(connection, held, grant_no, amount_nano)
             total_nano = amount_nano + (held.amount_nano if held else 0)
-            return Granted(amount_nano, total_nano, limit_states(rows, pending, amount_nano))
+            return Granted(
+                amount_nano, total_nano, [_leased(state, amount_nano) for state in states]
+            )
 
         answer = write(self._engine, attempt)
         if isinstance(answer, Shortfall):
@@ -329,37 +329,15 @@ def _lease_of(
     return row
 
 
-def _failures(rows: Iterable[Row[Any]], need_nano: int) -> list[LimitFailure]:
-    return [
-        LimitFailure(
-            limit_id=row.id,
-            kind=row.kind,
-            limit_nano=row.limit_nano,
-            settled_nano=row.settled_nano,
-            leased_nano=row.leased_nano,
-            missing_nano=row.settled_nano + row.leased_nano + need_nano - row.limit_nano,
-            only_leased=row.settled_nano + need_nano <= row.limit_nano,
-        )
-        for row in rows
-        if row.limit_nano is not None
-        and row.settled_nano + row.leased_nano + need_nano > row.limit_nano
-    ]
+def _leased(state: LimitState, amount_nano: int) -> LimitState:
+    return msgspec.structs.replace(state, leased_nano=state.leased_nano + amount_nano)
 
 
-def _grant_size(rows: Iterable[Row[Any]], need_nano: int, want_nano: int) -> int:
-    left: list[int] = [
-        row.limit_nano - row.settled_nano - row.leased_nano
-        for row in rows
-        if row.limit_nano is not None
-    ]
-    return max(need_nano, min([want_nano, *(each // 2 for each in left)]))
-
-
-def _mark_recall(connection: Connection, failing: Sequence[LimitFailure]) -> None:
-    if all(each.only_leased for each in failing):
+def _mark_recall(connection: Connection, shortfall: Shortfall) -> None:
+    if shortfall.only_leased:
         connection.execute(
             update(limit_row)
-            .where(limit_row.c.id.in_([each.limit_id for each in failing]))
+            .where(limit_row.c.id.in_([each.limit_id for each in shortfall.failing]))
             .values(recall_at=now_us())
         )
 

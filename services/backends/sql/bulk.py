@@ -37,8 +37,13 @@ def rows_as_table(
     return select(*cells, (each.c.key + 1).label("place")).subquery(name)
 
 
+def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
+    """An INSERT that can be given an ON CONFLICT clause."""
+    if connection.dialect.name == "postgresql":
+        return postgresql.insert(table)
+    return sqlite.insert(table)
+
+
 def insert_new(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:
     """An INSERT that leaves out rows whose primary or unique key is there already."""
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table).on_conflict_do_nothing()
-    return sqlite.insert(table).on_conflict_do_nothing()
+    return insert_into(connection, table).on_conflict_do_nothing()

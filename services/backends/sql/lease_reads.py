@@ -8,26 +8,26 @@ from sqlalchemy import ColumnElement, Connection, Row, Text, and_, case, func, s
 
 from services.backends.sql.bulk import rows_as_table
 from services.backends.sql.engine import now_us
-from services.backends.sql.lease_records import Balance, LimitState, SyncReply
+from services.backends.sql.lease_records import Balance, SyncReply
 from services.backends.sql.tables import account, incarnation, lease, limit_row
+from services.core.budgets import LimitState
 
 RECALL_US: Final = 2_000_000  # how long a recall mark stands: as long as a request may wait
 
 LIVE: Final = lease.c.state != "closed"
 
 
-def limit_states(
-    rows: Iterable[Row[Any]], pending: dict[str, int], leased_extra_nano: int = 0
-) -> list[LimitState]:
-    """The states of limit rows, `leased_extra_nano` added to what each row says."""
+def limit_states(rows: Iterable[Row[Any]], pending: dict[str, int]) -> list[LimitState]:
+    """The states of limit rows; `pending` is nano by limit id, over the live leases of every
+    worker, the asking one's too."""
     return [
         LimitState(
-            row.id,
-            row.kind,
-            row.limit_nano,
-            row.settled_nano,
-            row.leased_nano + leased_extra_nano,
-            pending.get(row.id, 0),
+            limit_id=row.id,
+            kind=row.kind,
+            limit_nano=row.limit_nano,
+            settled_nano=row.settled_nano,
+            leased_nano=row.leased_nano,
+            pending_nano=pending.get(row.id, 0),
         )
         for row in rows
     ]

@@ -5,18 +5,7 @@ from typing import NamedTuple
 
 import msgspec
 
-
-class LimitState(msgspec.Struct, frozen=True):
-    """One limit as the centre sees it. `limit_nano` None: unlimited. `pending_nano`: what the
-    live leases of every worker, the asking one's too, last reported as held or spent and the
-    ledger has not settled yet; it is part of `leased_nano`."""
-
-    limit_id: str
-    kind: str
-    limit_nano: int | None
-    settled_nano: int
-    leased_nano: int
-    pending_nano: int
+from services.core.budgets import LimitState
 
 
 class Granted(msgspec.Struct, frozen=True):
@@ -25,27 +14,6 @@ class Granted(msgspec.Struct, frozen=True):
     amount_nano: int
     total_nano: int
     limits: list[LimitState]
-
-
-class LimitFailure(msgspec.Struct, frozen=True):
-    """A limit that the need does not fit. `only_leased`: it would fit if every lease came back,
-    so waiting may help."""
-
-    limit_id: str
-    kind: str
-    limit_nano: int
-    settled_nano: int
-    leased_nano: int
-    missing_nano: int
-    only_leased: bool
-
-
-class Shortfall(Exception):
-    """The need does not fit: `failing` names every limit in the way, in the key's order."""
-
-    def __init__(self, failing: list[LimitFailure]) -> None:
-        super().__init__(", ".join(f"{each.kind} lacks {each.missing_nano}" for each in failing))
-        self.failing = failing
 
 
 class KeyNotActive(Exception):

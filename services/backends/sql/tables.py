@@ -139,8 +139,7 @@ price_override = Table(
         "body",
         Text,
         nullable=False,
-        comment="JSON: a model price, or class prices when channel is named; "
-        "rules over the built-in book",
+        comment="JSON: a model price, or the class prices of a named channel",
     ),
 )
 

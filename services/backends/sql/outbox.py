@@ -1,0 +1,96 @@
+"""The SQL outbox: events that are written in the transaction of the change that they tell."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from sqlalchemy import BigInteger, Connection, Engine, insert, not_, select, update
+
+from schemas.events import AnyEvent, Audit, encode
+from services.backends.sql.bulk import rows_as_table
+from services.backends.sql.engine import database_now_us, read, write
+from services.backends.sql.tables import sql_outbox
+from services.core.ids import new_id
+
+SOURCE = "sql"
+NO_ACCOUNT = "-"  # the account of an event that belongs to none
+
+
+class OutboxRow(NamedTuple):
+    """One event to ship; `account_id` is its partition key."""
+
+    id: int
+    event_id: str
+    account_id: str
+    body: bytes
+
+
+class SqlOutbox:
+    """The relay's side."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def unshipped(self, limit: int) -> list[OutboxRow]:
+        """The oldest events that the bus has not, at most `limit`, in the order to ship. Events of
+        one account appear in the order of their commits."""
+        query = (
+            select(
+                sql_outbox.c.id, sql_outbox.c.event_id, sql_outbox.c.account_id, sql_outbox.c.body
+            )
+            .where(not_(sql_outbox.c.shipped))
+            .order_by(sql_outbox.c.id)
+            .limit(limit)
+        )
+        return read(
+            self._engine,
+            lambda connection: [OutboxRow(*row) for row in connection.execute(query)],
+        )
+
+    def mark_shipped(self, ids: Sequence[int]) -> None:
+        """The bus has them; repeating it is harmless."""
+        if not ids:
+            return
+
+        def mark(connection: Connection) -> None:
+            kinds = {"id": BigInteger()}
+            done = rows_as_table(connection, "done", kinds, [[each] for each in ids])
+            connection.execute(
+                update(sql_outbox)
+                .where(sql_outbox.c.id.in_(select(done.c.id)))
+                .values(shipped=True)
+            )
+
+        write(self._engine, mark)
+
+
+def append(connection: Connection, event: AnyEvent) -> None:
+    """Writes `event` in the caller's transaction."""
+    row = {
+        "event_id": event.event_id,
+        "account_id": event.account_id,
+        "body": encode(event),
+        "shipped": False,
+    }
+    connection.execute(insert(sql_outbox).values(row))
+
+
+def audit(
+    connection: Connection,
+    action: str,
+    subject: str,
+    actor: str,
+    detail: dict[str, str],
+    account_id: str = NO_ACCOUNT,
+) -> None:
+    """Writes that `actor` did `action` to `subject`. `detail` holds no secret."""
+    event = Audit(
+        event_id=f"{new_id('audit')}:audit",
+        account_id=account_id,
+        occurred_at=database_now_us(connection),
+        source=SOURCE,
+        action=action,
+        actor=actor,
+        subject=subject,
+        detail=detail,
+    )
+    append(connection, event)

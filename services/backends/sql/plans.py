@@ -1,0 +1,191 @@
+"""What the ClickHouse sink was about to insert: a plan is written before the insert and confirmed
+after it, so that a range whose outcome is unknown is inserted again exactly as it was cut."""
+
+from typing import Any, NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Engine, Row, delete, select, update
+
+from services.backends.sql.bulk import insert_new
+from services.backends.sql.engine import now_us, read, write
+from services.backends.sql.tables import sink_plan, sink_position
+
+KEPT = 1000  # confirmed plans kept per partition, for reconciliation by range
+
+
+class Plan(NamedTuple):
+    """The contiguous offsets `first`..`last` of one partition. `dropped`: event ids that are not
+    inserted because they were stored before. `sha256`: hex, of the rows as inserted."""
+
+    topic: str
+    partition: int
+    first: int
+    last: int
+    last_event_id: str
+    n_rows: int
+    dropped: tuple[str, ...]
+    sha256: str
+    table_epoch: int
+
+
+class Claim(NamedTuple):
+    """`open_plan`: to be inserted again, with the same token, before anything else."""
+
+    owner_epoch: int
+    next_offset: int
+    last_event_id: str
+    open_plan: Plan | None
+
+
+class Plans:
+    """Over the SQL database."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def claim(self, topic: str, partition: int) -> Claim:
+        """Makes the caller the partition's only owner: every older owner's `open` and `done`
+        fail."""
+
+        def take(connection: Connection) -> Claim:
+            first = {
+                "topic": topic,
+                "partition": partition,
+                "next_offset": 0,
+                "last_event_id": "",
+                "owner_epoch": 0,
+            }
+            connection.execute(insert_new(connection, sink_position).values(first))
+            row = connection.execute(
+                update(sink_position)
+                .where(sink_position.c.topic == topic, sink_position.c.partition == partition)
+                .values(owner_epoch=sink_position.c.owner_epoch + 1)
+                .returning(
+                    sink_position.c.owner_epoch,
+                    sink_position.c.next_offset,
+                    sink_position.c.last_event_id,
+                )
+            ).one()
+            query = select(sink_plan).where(
+                sink_plan.c.topic == topic,
+                sink_plan.c.partition == partition,
+                sink_plan.c.state == "OPEN",
+            )
+            plan = connection.execute(query).one_or_none()
+            return Claim(
+                owner_epoch=row.owner_epoch,
+                next_offset=row.next_offset,
+                last_event_id=row.last_event_id,
+                open_plan=None if plan is None else _plan(plan),
+            )
+
+        return write(self._engine, take)
+
+    def open(self, plan: Plan, owner_epoch: int) -> bool:
+        """Writes the plan before its insert. False: the caller is no longer the owner, the
+        position is not `plan.first`, or a plan is open; claim again."""
+
+        def note(connection: Connection) -> bool:
+            query = (
+                select(sink_position.c.next_offset)
+                .where(
+                    sink_position.c.topic == plan.topic,
+                    sink_position.c.partition == plan.partition,
+                    sink_position.c.owner_epoch == owner_epoch,
+                )
+                .with_for_update()
+            )
+            if connection.execute(query).scalar_one_or_none() != plan.first:
+                return False
+            added = connection.execute(
+                insert_new(connection, sink_plan)
+                .values(
+                    topic=plan.topic,
+                    partition=plan.partition,
+                    first_offset=plan.first,
+                    last_offset=plan.last,
+                    last_event_id=plan.last_event_id,
+                    n_rows=plan.n_rows,
+                    dropped=msgspec.json.encode(plan.dropped).decode(),
+                    sha256=plan.sha256,
+                    table_epoch=plan.table_epoch,
+                    state="OPEN",
+                    made_at=now_us(),
+                )
+                .returning(sink_plan.c.id)
+            )
+            return added.one_or_none() is not None
+
+        return write(self._engine, note)
+
+    def done(self, plan: Plan, owner_epoch: int) -> bool:
+        """Confirms the open plan after its insert and moves the position behind it, at once.
+        False: the caller is no longer the owner."""
+
+        def confirm(connection: Connection) -> bool:
+            moved = connection.execute(
+                update(sink_position)
+                .where(
+                    sink_position.c.topic == plan.topic,
+                    sink_position.c.partition == plan.partition,
+                    sink_position.c.owner_epoch == owner_epoch,
+                    sink_position.c.next_offset == plan.first,
+                )
+                .values(next_offset=plan.last + 1, last_event_id=plan.last_event_id)
+            )
+            if moved.rowcount != 1:
+                return False
+            row = connection.execute(
+                update(sink_plan)
+                .where(
+                    sink_plan.c.topic == plan.topic,
+                    sink_plan.c.partition == plan.partition,
+                    sink_plan.c.first_offset == plan.first,
+                    sink_plan.c.state == "OPEN",
+                )
+                .values(state="DONE")
+                .returning(sink_plan.c.id)
+            ).one()
+            if row.id % KEPT == 0:
+                _forget(connection, plan.topic, plan.partition)
+            return True
+
+        return write(self._engine, confirm)
+
+    def positions(self, topic: str) -> dict[int, int]:
+        """The next offset of each partition of `topic`."""
+        query = select(sink_position.c.partition, sink_position.c.next_offset)
+        return read(
+            self._engine,
+            lambda connection: {
+                row.partition: row.next_offset
+                for row in connection.execute(query.where(sink_position.c.topic == topic))
+            },
+        )
+
+
+def _forget(connection: Connection, topic: str, partition: int) -> None:
+    """Deletes confirmed plans but the newest of the partition; at most 2 * KEPT remain of it."""
+    mine = (sink_plan.c.topic == topic, sink_plan.c.partition == partition)
+    oldest = (
+        select(sink_plan.c.id).where(*mine).order_by(sink_plan.c.id.desc()).offset(KEPT).limit(1)
+    )
+    kept_from = connection.execute(oldest).scalar_one_or_none()
+    if kept_from is not None:
+        connection.execute(
+            delete(sink_plan).where(*mine, sink_plan.c.state == "DONE", sink_plan.c.id <= kept_from)
+        )
+
+
+def _plan(row: Row[Any]) -> Plan:
+    return Plan(
+        topic=row.topic,
+        partition=row.partition,
+        first=row.first_offset,
+        last=row.last_offset,
+        last_event_id=row.last_event_id,
+        n_rows=row.n_rows,
+        dropped=msgspec.json.decode(row.dropped, type=tuple[str, ...]),
+        sha256=row.sha256,
+        table_epoch=row.table_epoch,
+    )
