@@ -76,20 +76,32 @@ def redacted(text: str) -> str:
 
 
 def _configure_logs(role: str, level: str) -> None:
+    """structlog's and the standard library's records become the same JSON lines."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
+        structlog.processors.format_exc_info,
+        lambda logger, method, fields: {**fields, "role": role, "pid": os.getpid()},
+        _redact,
+    ]
+    render = structlog.processors.JSONRenderer(default=str)
     structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="at"),
-            structlog.processors.format_exc_info,
-            lambda logger, method, fields: {**fields, "role": role, "pid": os.getpid()},
-            _redact,
-            structlog.processors.JSONRenderer(sort_keys=False, default=str),
-        ],
+        processors=[*shared, render],
         wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelName(level.upper())),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,
     )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, render],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
+    for library in ("kafka", "alembic", "urllib3", "clickhouse_connect"):
+        logging.getLogger(library).setLevel(logging.WARNING)
 
 
 def _redact(logger: Any, method: str, fields: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -46,6 +46,27 @@ log.debug("not shown")
         assert secret not in err
 
 
+def test_the_standard_library_logs_in_the_same_form(tmp_path):
+    _, err = run(
+        tmp_path,
+        """
+import logging
+logger = logging.getLogger("some.module")
+try:
+    raise KeyError("sk-toll-SECRETSECRET1234")
+except KeyError:
+    logger.exception("request %s failed with %s", "r1", "sk-ant-SECRET99")
+logger.debug("not shown")
+""",
+    )
+    lines = [json.loads(text) for text in err.splitlines()]
+    assert len(lines) == 1
+    assert lines[0]["event"].startswith("request r1 failed")
+    assert (lines[0]["level"], lines[0]["role"]) == ("error", "edge")
+    assert "KeyError" in lines[0]["exception"]
+    assert "SECRET" not in err
+
+
 @pytest.mark.parametrize(
     "text",
     [
