@@ -21,12 +21,12 @@ _MAX_SECONDS: Final = 7_258_118_400  # the year 2200
 
 def text(params: Params, name: str) -> str:
     """The parameter, empty when absent."""
-    value = params.get(name, "")
+    value: Any = params.get(name, "")
     if isinstance(value, list):  # falcon's reading of a repeated parameter
         raise InvalidRequest(f"{name} is given more than once", param=name)
     if len(value) > _MAX_CHARS:
         raise InvalidRequest(f"{name} is longer than {_MAX_CHARS} characters", param=name)
-    return value
+    return str(value)
 
 
 def limit(params: Params) -> int:

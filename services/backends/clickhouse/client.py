@@ -35,6 +35,14 @@ _INSERT_SETTINGS: Final = {
 _TRANSIENT_CODES: Final = frozenset({159, 198, 202, 209, 210, 236, 241, 242, 252, 319, 425, 516})
 
 
+# Errors of the driver itself about what it was given; any other without a number came on the way.
+_OUR_MISTAKES: Final = (
+    exceptions.ProgrammingError,
+    exceptions.DataError,
+    exceptions.NotSupportedError,
+)
+
+
 class ClickHouseUnavailable(Exception):
     """No answer, or "not now": what was asked may or may not have happened. Ask the same again."""
 
@@ -82,7 +90,7 @@ class ClickHouse:
         parts = urlsplit(dsn)
         if parts.scheme not in ("chdb", "http", "https"):
             raise ValueError(f"clickhouse.dsn: {parts.scheme or dsn!r} is no scheme of ours")
-        self._options: dict[str, Any] = {}
+        self._options: dict[str, Any] = {"show_clickhouse_errors": "scrub"}
         self._engine: EmbeddedEngine | None = None
         if parts.scheme == "chdb":
             self._engine = EmbeddedEngine(folder / parts.path[1:])
@@ -91,7 +99,7 @@ class ClickHouse:
         else:
             self.database = parts.path.strip("/") or database
             self._dsn = parts._replace(path="").geturl()
-            self._options = {
+            self._options |= {
                 "connect_timeout": _CONNECT_TIMEOUT_S,
                 "send_receive_timeout": exchange_timeout_s,
                 "query_retries": 0,
@@ -243,7 +251,7 @@ def _errors() -> Iterator[None]:
         message, code = _first_line(ex), ex.code or 0
         if code in (159, 241):
             raise _PassedLimit(message, code) from ex
-        if code in _TRANSIENT_CODES or (not code and isinstance(ex, exceptions.OperationalError)):
+        if code in _TRANSIENT_CODES or (not code and not isinstance(ex, _OUR_MISTAKES)):
             raise ClickHouseUnavailable(message) from ex
         raise QueryRefused(message, code) from ex
     except OSError as ex:

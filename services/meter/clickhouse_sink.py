@@ -1,0 +1,194 @@
+"""Log -> ClickHouse: plan, insert, confirm; every event's row once, whatever dies when.
+
+A range of the log is *planned* (stored in SQL as OPEN with the hash of its rows), *inserted* under
+a token made of the range and the hash, and *confirmed* (DONE, with the position, in one
+transaction). An OPEN plan is never cut anew: after any crash or unknown result exactly its range
+is read again, must give the same hash, and is inserted under the same token until acknowledged, so
+ClickHouse stores it once. Events that the log holds twice are found by a look-up before the plan;
+the plan keeps what was found, for a look-up after a first try would find the try's own rows.
+
+ClickHouse down means TryLater: positions stay, the log keeps what is not inserted.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from typing import Final, NamedTuple
+
+from schemas.events import TOPIC, Error, Usage
+from services.backends.bus.port import Bus, BusUnavailable, Message, OffsetOutOfRange
+from services.backends.clickhouse.client import ClickHouseUnavailable, QueryRefused
+from services.backends.clickhouse.rows import Place, Stored
+from services.backends.clickhouse.schema import SchemaMismatch
+from services.backends.clickhouse.store import RequestStore
+from services.backends.lifecycle import crash_point
+from services.backends.sql.engine import DatabaseUnavailable
+from services.backends.sql.plans import Claim, Plan, Plans
+from services.backends.telemetry import get_logger, metric
+from services.meter.consumer import Halt, NotOwner, Position, TryLater
+from services.meter.dead import Poison, event_id_of, read_event
+
+_TABLE_EPOCH: Final = 1
+_HASH_IN_TOKEN: Final = 16
+
+
+class _Cut(NamedTuple):
+    """A plan and the rows of its range."""
+
+    plan: Plan
+    rows: list[Stored]
+
+
+class _Partition:
+    """What this owner knows of a partition: at most one plan under way."""
+
+    def __init__(self, claim: Claim) -> None:
+        self.epoch = claim.owner_epoch
+        self.next_offset = claim.next_offset
+        self.left_open = claim.open_plan  # its rows must be read again
+        self.cut: _Cut | None = None  # OPEN and not yet DONE
+        self.doubtful = False  # a commit's result is unknown: the database must be asked
+
+
+class ClickHouseSink:
+    """A `Sink` of the consumer; one instance per consumer, used by one thread."""
+
+    group = "clickhouse"
+
+    def __init__(self, store: RequestStore, plans: Plans, bus: Bus, *, topic: str = TOPIC) -> None:
+        self._store = store
+        self._plans = plans
+        self._bus = bus
+        self._topic = topic
+        self._owned: dict[int, _Partition] = {}
+        self._log = get_logger().bind(sink=self.group)
+
+    def claim(self, partition: int) -> Position:
+        """Fences every earlier owner. The position of a plan left open is its first offset, so
+        its messages come at once and `handle` finishes it first."""
+        try:
+            claim = self._plans.claim(self._topic, partition)
+        except DatabaseUnavailable as ex:
+            raise TryLater(str(ex)) from ex
+        self._owned[partition] = _Partition(claim)
+        if claim.open_plan is not None:
+            self._log.info("open_plan_found", partition=partition, last=claim.open_plan.last)
+        return Position(claim.next_offset, claim.last_event_id)
+
+    def handle(self, partition: int, messages: list[Message]) -> None:
+        if partition not in self._owned:
+            raise NotOwner(f"partition {partition} is not claimed")
+        if self._owned[partition].doubtful:
+            self.claim(partition)
+        owned = self._owned[partition]
+        try:
+            self._handle(owned, partition, messages)
+        except (ClickHouseUnavailable, QueryRefused) as ex:
+            # A refused insert is no reason to skip rows: it stays planned until the cause is gone.
+            reason = "unavailable" if isinstance(ex, ClickHouseUnavailable) else "refused"
+            metric("tollgate_clickhouse_errors_total").labels(reason).inc()
+            raise TryLater(str(ex)) from ex
+        except DatabaseUnavailable as ex:
+            owned.doubtful = True
+            raise TryLater(str(ex)) from ex
+        except BusUnavailable as ex:
+            raise TryLater(str(ex)) from ex
+        except SchemaMismatch as ex:
+            raise Halt(f"{self.group}: {ex}") from ex
+
+    def release(self, partition: int) -> None:
+        """Forgets the partition; a plan under way stays OPEN for the next owner."""
+        self._owned.pop(partition, None)
+
+    # -- the three steps ---------------------------------------------------------------------
+
+    def _handle(self, owned: _Partition, partition: int, messages: list[Message]) -> None:
+        if owned.left_open is not None:
+            owned.cut, owned.left_open = self._cut_again(owned.left_open), None
+        if owned.cut is not None:
+            self._insert(owned, owned.cut)
+        fresh = [m for m in messages if m.offset >= owned.next_offset]
+        if fresh:
+            cut = self._cut(partition, owned.next_offset, fresh)
+            crash_point("clickhouse_before_plan")
+            if not self._plans.open(cut.plan, owned.epoch):
+                raise NotOwner(f"partition {partition}: a later owner claimed it")
+            owned.cut = cut
+            crash_point("clickhouse_planned")
+            self._insert(owned, cut)
+
+    def _insert(self, owned: _Partition, cut: _Cut) -> None:
+        """Brings an open plan to DONE; may be repeated until it succeeds."""
+        plan = cut.plan
+        self._store.insert(plan.topic, plan.partition, cut.rows, token(plan))
+        crash_point("clickhouse_acked")
+        if not self._plans.done(plan, owned.epoch):
+            raise NotOwner(f"partition {plan.partition}: a later owner claimed it")
+        crash_point("clickhouse_done")
+        owned.next_offset = plan.last + 1
+        owned.cut = None
+        metric("tollgate_clickhouse_rows_total").inc(len(cut.rows))
+
+    def _cut(self, partition: int, first: int, messages: list[Message]) -> _Cut:
+        """A new range from `first` on, without the events that the tables hold already."""
+        rows = _rows(messages, frozenset())
+        stored = self._store.stored_event_ids(rows)
+        if stored:
+            rows = [row for row in rows if row.event.event_id not in stored]
+        plan = Plan(
+            topic=self._topic,
+            partition=partition,
+            first=first,
+            last=messages[-1].offset,
+            last_event_id=event_id_of(messages[-1].value),
+            n_rows=len(rows),
+            dropped=tuple(sorted(stored)),
+            sha256=_sha256(rows, messages),
+            table_epoch=_TABLE_EPOCH,
+        )
+        return _Cut(plan, rows)
+
+    def _cut_again(self, plan: Plan) -> _Cut:
+        """The rows of a plan that an earlier owner left open. Raises Halt when the log's range
+        does not give what was planned: its token may be in use, so inserting could lose rows."""
+        at = f"{self.group}: {plan.topic}/{plan.partition} {plan.first}-{plan.last}"
+        try:
+            messages = list(self._bus.read(plan.topic, plan.partition, plan.first, plan.last))
+        except OffsetOutOfRange as ex:
+            raise Halt(f"{at}: an open plan's range is no longer in the log: {ex}") from ex
+        rows = _rows(messages, frozenset(plan.dropped))
+        if len(rows) != plan.n_rows or _sha256(rows, messages) != plan.sha256:
+            raise Halt(f"{at}: the log holds other events there than were planned")
+        return _Cut(plan, rows)
+
+
+def token(plan: Plan) -> str:
+    """The name of a plan's inserts: the same for the same rows, never for others. A log made anew
+    reuses its offsets, so the hash is part of it."""
+    return f"{plan.topic}:{plan.partition}:{plan.first}-{plan.last}:{plan.sha256[:_HASH_IN_TOKEN]}"
+
+
+def _rows(messages: Iterable[Message], dropped: frozenset[str]) -> list[Stored]:
+    """The terminal events of a range, each id once. What is no sound event is left to the ledger
+    sink, which keeps it as dead."""
+    rows: list[Stored] = []
+    seen = set(dropped)
+    for message in messages:
+        try:
+            event = read_event(message.value, message.timestamp_us)
+        except Poison:
+            continue
+        if isinstance(event, Usage | Error) and event.event_id not in seen:
+            seen.add(event.event_id)
+            rows.append(Stored(event, Place(message.offset, message.timestamp_us)))
+    return rows
+
+
+def _sha256(rows: list[Stored], messages: list[Message]) -> str:
+    """Of the rows' offsets and bytes, in order."""
+    kept = {row.place.offset for row in rows}
+    digest = hashlib.sha256()
+    for message in messages:
+        if message.offset in kept:
+            digest.update(b"%d:%d:" % (message.offset, len(message.value)))
+            digest.update(message.value)
+    return digest.hexdigest()
