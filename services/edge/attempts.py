@@ -190,8 +190,9 @@ class Upstreams:
     def _send(self, x: Exchange, channel: Channel, path: str) -> Call:
         assert x.view is not None
         assert x.parsed is not None
-        if x.query:
-            path = f"{path}?{x.query}"
+        query = without_key(x.query)
+        if query:
+            path = f"{path}?{query}"
         return self._pool.request(
             x.view.targets[channel.name],
             b"POST",
@@ -241,6 +242,13 @@ def upstream_name(channel: Channel, canonical: str, asked: str) -> str:
     what the client wrote (a dated form stays as it is)."""
     mapped = channel.models[canonical]
     return asked if mapped == canonical else mapped
+
+
+def without_key(query: str) -> str:
+    """The query string without `key=...`, which may hold the gateway's own credential."""
+    if "key=" not in query:
+        return query
+    return "&".join(part for part in query.split("&") if part.partition("=")[0] != "key")
 
 
 def request_id_of(call: Call) -> str:
