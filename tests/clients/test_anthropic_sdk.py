@@ -120,7 +120,7 @@ def test_a_web_search_is_billed(stack):
     ],
 )
 def test_upstream_errors_are_typed(stack, fault, error):
-    client = make(stack, stack.new_key(f"fault-{fault}"))
+    client = make(stack, stack.new_key(f"sdk-{fault}"))
     with pytest.raises(error):
         client.messages.create(model=MODEL, max_tokens=9, messages=user("hi"))
 
@@ -142,7 +142,7 @@ def test_refusals_are_typed(stack, claude):
 
 
 def test_a_broken_stream_raises(stack):
-    client = make(stack, stack.new_key("fault-cut-mid-stream"))
+    client = make(stack, stack.new_key("sdk-cut-mid-stream"))
     with (
         pytest.raises(anthropic.APIStatusError),
         client.messages.stream(model=MODEL, max_tokens=99, messages=user("hi there")) as stream,

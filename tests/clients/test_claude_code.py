@@ -77,7 +77,7 @@ def test_an_upstream_that_is_overloaded_twice(stack, claude_code):
 
 def test_an_upstream_that_breaks_off_costs_nothing_and_the_client_gets_by(stack, claude_code):
     """After a cut stream the client repeats without streaming; both are failures, both free."""
-    key = stack.new_key("fault-cut-mid-stream")
+    key = stack.new_key("cli-cut-mid-stream")
     ran = claude_code.ask(
         stack.base_url, "say hello", ANTHROPIC_API_KEY=key, CLAUDE_CODE_MAX_RETRIES="1"
     )

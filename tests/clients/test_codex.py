@@ -58,7 +58,7 @@ def test_an_empty_wallet_makes_one_attempt(stack, codex):
 
 
 def test_a_stream_without_an_end_is_repeated_and_free(stack, codex):
-    key = stack.new_key("fault-cut-mid-stream")
+    key = stack.new_key("cli-cut-mid-stream")
     ran = codex.ask(
         stack.base_url + "/v1",
         key,

@@ -128,7 +128,7 @@ def test_models(gpt):
     ],
 )
 def test_upstream_errors_are_typed(stack, fault, error):
-    client = make(stack, stack.new_key(f"fault-{fault}"))
+    client = make(stack, stack.new_key(f"sdk-{fault}"))
     with pytest.raises(error):
         client.chat.completions.create(model=MODEL, messages=user("hi"))
 
@@ -148,7 +148,7 @@ def test_refusals_are_typed(stack, gpt):
 
 
 def test_broken_streams_are_told(stack):
-    client = make(stack, stack.new_key("fault-cut-mid-stream"))
+    client = make(stack, stack.new_key("sdk-cut-mid-stream"))
     with pytest.raises(openai.APIError):
         list(client.chat.completions.create(model=MODEL, messages=user("hi there"), stream=True))
     events = list(client.responses.create(model=MODEL, input="hi there", stream=True))

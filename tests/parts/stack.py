@@ -51,6 +51,11 @@ FAULTS = (
     "stall-first",
     "hang-head",
 )
+# The same faults on channels of their own, for tests that must not meet a channel that rests.
+LANES = {
+    "sdk": ("error-400", "error-404", "429-7", "error-500", "cut-mid-stream"),
+    "cli": ("cut-mid-stream",),
+}
 
 
 def price_data(vendor: str) -> dict[str, dict[str, str]]:
@@ -91,6 +96,10 @@ def _channels(sim_url: str) -> list[dict]:
     for d in DIALECTS:
         out.append(channel("main", d, "default"))
         out.append(channel("slow", d, "slow", "/fault/sim-stall-3"))
+        for lane, faults in LANES.items():
+            for fault in faults:
+                group = f"{lane}-{fault}"
+                out.append(channel(group, d, group, f"/fault/sim-{fault}"))
         quick = {"idle_timeout_s": 1.5, "first_byte_timeout_s": 1.0, "total_timeout_s": 2.0}
         for fault in FAULTS:
             limits = quick if fault.startswith(("stall", "hang")) else {}
