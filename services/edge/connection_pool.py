@@ -284,6 +284,13 @@ def _open(target: Target, family: int, address: Any, deadline: float, on_socket:
     return connection
 
 
+def send_all(sock: Any, data: bytes) -> None:
+    """sendall, without the two calls it makes first: most data fits at once."""
+    sent = sock.send(data)
+    if sent < len(data):
+        sock.sendall(memoryview(data)[sent:])
+
+
 def _left(deadline: float) -> float:
     """Seconds until the deadline, never 0 (which would mean non-blocking to a socket)."""
     return max(deadline - time.monotonic(), 0.0001)

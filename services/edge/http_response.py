@@ -11,6 +11,8 @@ from collections.abc import Callable
 from email.utils import formatdate
 from typing import Any, Final
 
+from services.edge.connection_pool import send_all
+
 WRITE_TIMEOUT_S: Final = 300.0  # a client that reads nothing for so long is gone
 
 _NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -155,4 +157,4 @@ class Response:
             data = self._pending + data
             self.sent = True
             self._sock.settimeout(WRITE_TIMEOUT_S)
-        self._sock.sendall(data)
+        send_all(self._sock, data)

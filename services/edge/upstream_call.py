@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
-from services.edge.connection_pool import Connection, ConnectionPool, UpstreamError
+from services.edge.connection_pool import Connection, ConnectionPool, UpstreamError, send_all
 
 _READ_BYTES: Final = 65536
 _HEAD_BYTES_MAX: Final = 256 * 1024
@@ -214,7 +214,7 @@ class Call:
     def _send(self, connection: Connection, head: bytes, body: bytes) -> None:
         sock = connection.sock
         if len(body) <= _JOIN_BYTES_MAX:
-            sock.sendall(head + body)
+            send_all(sock, head + body)
         else:
             sock.sendall(head)
             sock.sendall(body)

@@ -346,8 +346,9 @@ class Wire:
     def settimeout(self, seconds):
         pass
 
-    def sendall(self, data):
+    def send(self, data):
         self.sends.append(data)
+        return len(data)
 
 
 class Head:
