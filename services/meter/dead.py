@@ -7,8 +7,9 @@ the sink stops instead of filling the table.
 
 import hashlib
 from collections import deque
+from collections.abc import Sequence
 from enum import StrEnum
-from typing import Final, NamedTuple
+from typing import Final
 
 import msgspec
 
@@ -20,6 +21,7 @@ _BODY_MAX_BYTES: Final = 1024 * 1024
 _RECENT: Final = 2000
 _RECENT_MIN: Final = 200
 _NO_ID: Final = "sha256:"
+_NUL: Final = b"\\u0000"
 
 
 class Reason(StrEnum):
@@ -57,9 +59,9 @@ class _Head(msgspec.Struct):
 _head = msgspec.json.Decoder(_Head)
 
 
-def body_hash(body: bytes) -> bytes:
-    """SHA-256 of the event's bytes."""
-    return hashlib.sha256(body).digest()
+def body_hash(body: bytes) -> str:
+    """SHA-256 of the event's bytes, hex."""
+    return hashlib.sha256(body).hexdigest()
 
 
 def event_id_of(body: bytes) -> str:
@@ -68,7 +70,7 @@ def event_id_of(body: bytes) -> str:
         found = _head.decode(body).event_id
     except (msgspec.DecodeError, UnicodeDecodeError):
         found = ""
-    if found and len(found) <= 128:
+    if found and len(found) <= 128 and "\0" not in found:
         return found
     return _NO_ID + hashlib.sha256(body).hexdigest()
 
@@ -77,6 +79,8 @@ def read_event(body: bytes, logged_at_us: int) -> AnyEvent:
     """The event in `body`, which the log took at `logged_at_us` (0: unknown). Raises Poison."""
     if len(body) > _BODY_MAX_BYTES:
         raise Poison(Reason.OUT_OF_RANGE, f"{len(body)} bytes")
+    if _NUL in body:
+        raise Poison(Reason.BAD_SCHEMA, "a text holds NUL, which PostgreSQL cannot store")
     try:
         event = decode(body)
     except msgspec.ValidationError as ex:
@@ -86,12 +90,16 @@ def read_event(body: bytes, logged_at_us: int) -> AnyEvent:
     if event.v != VERSION:
         raise Poison(Reason.UNKNOWN_VERSION, f"v = {event.v}")
     if logged_at_us:
-        ahead_us = event.occurred_at - logged_at_us
-        if ahead_us > FUTURE_MAX_US:
-            raise Poison(Reason.FUTURE_CLOCK, f"{ahead_us // 1_000_000} s ahead of the log")
-        if -ahead_us > AGE_MAX_US:
-            raise Poison(Reason.TOO_OLD, f"{-ahead_us // 86_400_000_000} days before the log")
+        _check_time(event.occurred_at, logged_at_us)
     return event
+
+
+def _check_time(occurred_at_us: int, logged_at_us: int) -> None:
+    ahead_us = occurred_at_us - logged_at_us
+    if ahead_us > FUTURE_MAX_US:
+        raise Poison(Reason.FUTURE_CLOCK, f"{ahead_us // 1_000_000} s ahead of the log")
+    if -ahead_us > AGE_MAX_US:
+        raise Poison(Reason.TOO_OLD, f"{-ahead_us // 86_400_000_000} days before the log")
 
 
 def _reason_of(body: bytes, message: str) -> Reason:
@@ -109,37 +117,33 @@ def _reason_of(body: bytes, message: str) -> Reason:
     return Reason.BAD_SCHEMA
 
 
-class Tally(NamedTuple):
-    """How the last events fared."""
-
-    seen: int
-    dead: int
-    consecutive: int
-
-
 class Limits:
-    """Refuses a flood: more than `ratio_max` of the last events (of at least 200), or more than
-    `consecutive_max` in a row."""
+    """Refuses a flood: more than `ratio_max` of the last 2000 events (once there are 200), or more
+    than `consecutive_max` in a row."""
 
     def __init__(self, ratio_max: float, consecutive_max: int) -> None:
         self._ratio_max = ratio_max
         self._consecutive_max = consecutive_max
         self._recent: deque[bool] = deque(maxlen=_RECENT)
-        self._dead = 0
-        self._consecutive = 0
+        self._in_a_row = 0
 
-    def after(self, fates: list[bool]) -> str:
-        """Why to stop once these fates (True: dead), in the order of the log, are stored; empty
-        when it is fine to go on."""
+    def passed(self, fates: Sequence[bool]) -> str:
+        """Why to stop rather than store these fates (True: dead; in the order of the log); empty
+        when it is fine to go on. Changes nothing."""
+        if not any(fates):
+            return ""
+        in_a_row = self._in_a_row
         for dead in fates:
-            if len(self._recent) == _RECENT:
-                self._dead -= self._recent[0]
-            self._recent.append(dead)
-            self._dead += dead
-            self._consecutive = self._consecutive + 1 if dead else 0
-            if self._consecutive > self._consecutive_max:
-                return f"{self._consecutive} dead events in a row"
-        seen = len(self._recent)
-        if seen >= _RECENT_MIN and self._dead > self._ratio_max * seen:
-            return f"{self._dead} of the last {seen} events are dead"
+            in_a_row = in_a_row + 1 if dead else 0
+            if in_a_row > self._consecutive_max:
+                return f"{in_a_row} dead events in a row"
+        recent = (list(self._recent) + list(fates))[-_RECENT:]
+        if len(recent) >= _RECENT_MIN and sum(recent) > self._ratio_max * len(recent):
+            return f"{sum(recent)} of the last {len(recent)} events are dead"
         return ""
+
+    def add(self, fates: Sequence[bool]) -> None:
+        """Counts what was stored."""
+        self._recent.extend(fates)
+        for dead in fates:
+            self._in_a_row = self._in_a_row + 1 if dead else 0
