@@ -9,7 +9,8 @@ import falcon
 from schemas.errors import Code
 from services.backends import telemetry
 from services.backends.outbox import OutboxFailed, Sealed
-from services.core.dialects import DIALECTS, Dialect
+from services.core.dialects import DIALECTS
+from services.core.dialects.base import Dialect
 from services.core.errors import Refusal
 from services.core.ids import uuid7_text
 from services.edge.forward import ForwardResource

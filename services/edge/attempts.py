@@ -13,7 +13,7 @@ from schemas.events import Attempt
 from services.backends.clock import Clock
 from services.core.catalog import Channel
 from services.core.errors import Refusal
-from services.core.outcomes import Verdict
+from services.core.outcomes import Ending
 from services.core.routing import Cooldowns, candidates
 from services.edge.exchange import Exchange
 from services.edge.headers import upstream_lines
@@ -32,9 +32,8 @@ ERROR_BODY_S: Final = 10.0
 
 
 class Failure(Exception):
-    """No channel answered. `status` and `body` are the last upstream's own when `native`;
-    otherwise the gateway renders an error of `code`. `late` is the verdict on a 2xx answer that
-    turned out unusable."""
+    """No channel answered usably. `status` and `body` are the last upstream's own when `native`;
+    otherwise the gateway renders an error of `code`, with `status` when it is given."""
 
     def __init__(
         self,
@@ -45,10 +44,8 @@ class Failure(Exception):
         body: bytes = b"",
         headers: list[tuple[bytes, bytes]] | None = None,
         retry_after_s: int | None = None,
-        late: Verdict | None = None,
     ) -> None:
         super().__init__(message)
-        self.late = late
         self.code = code
         self.message = message
         self.status = status
@@ -57,8 +54,15 @@ class Failure(Exception):
         self.retry_after_s = retry_after_s
 
     @property
+    def ending(self) -> Ending:
+        """For the judgement: an answer was had, or why none was."""
+        if self.status:
+            return Ending.ANSWERED
+        return Ending.TIMEOUT if self.code is Code.TIMEOUT else Ending.BROKEN
+
+    @property
     def native(self) -> bool:
-        return self.status > 0
+        return bool(self.body) and self.status > 0
 
 
 class ClientGone(Exception):
@@ -146,6 +150,7 @@ class Upstreams:
         assert x.price is not None
         x.channel = channel
         x.upstream_model = upstream_name(channel, x.price.model, x.parsed.model)
+        x.upstream_status = 0
         attempt = Attempt(channel=channel.name, started_at=self._clock.now_us())
         x.attempts.append(attempt)
         started_s = self._clock.monotonic_s()
@@ -153,7 +158,7 @@ class Upstreams:
         call: Call | None = None
         try:
             call = self._send(x, channel, path)
-            attempt.status = call.status
+            attempt.status = x.upstream_status = call.status
             x.upstream_request_id = attempt.upstream_request_id = request_id_of(call)
             if 200 <= call.status < 300:
                 self._cooldowns.ok(channel.name)

@@ -5,8 +5,8 @@ from typing import Any
 
 from schemas.events import Attempt
 from services.core.catalog import Channel, Key
-from services.core.dialects import Dialect
-from services.core.dialects.base import ParsedRequest
+from services.core.dialects.base import Dialect, ParsedRequest
+from services.core.outcomes import Answer
 from services.core.prices import ModelPrice
 from services.edge.leases import Reservation
 from services.edge.snapshot import View
@@ -18,6 +18,7 @@ class Exchange:
     """Filled step by step; a field that a step has not reached yet holds its empty value."""
 
     __slots__ = (
+        "answer",
         "attempts",
         "body",
         "call",
@@ -33,6 +34,7 @@ class Exchange:
         "path",
         "price",
         "query",
+        "relayed",
         "request_id",
         "requested",
         "reservation",
@@ -43,6 +45,7 @@ class Exchange:
         "ttfb_s",
         "upstream_model",
         "upstream_request_id",
+        "upstream_status",
         "view",
         "watch",
     )
@@ -73,6 +76,9 @@ class Exchange:
         self.channel: Channel | None = None
         self.upstream_model = ""
         self.upstream_request_id = ""
+        self.upstream_status = 0
+        self.answer: Answer | None = None  # what is known of the upstream's answer
+        self.relayed = False  # a byte of it went to the client
         self.reservation: Reservation | None = None
         self.estimate_credits = 0
         self.attempts: list[Attempt] = []

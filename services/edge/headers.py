@@ -6,7 +6,7 @@ section 7.6.1), every credential and every proxy trace of the client stops here.
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from services.core.dialects import Dialect
+from services.core.dialects.base import Dialect
 
 NANO_PER_CENT: Final = 10_000_000
 

@@ -9,19 +9,17 @@ from typing import Final
 
 from gevent import get_hub
 
-from schemas.errors import Code, Outcome, Stage
+from schemas.errors import Code
 from services.backends.clock import Clock
 from services.backends.lifecycle import crash_point
 from services.core.dialects.base import StreamScan
-from services.core.outcomes import Verdict
+from services.core.outcomes import Ending
 from services.edge.exchange import Exchange
 from services.edge.record import Recorder
 from services.edge.upstream import Call, IdleTimeout, UpstreamError
 
 DRAIN_S: Final = 0.5  # after the end marker, to give the connection back
 USAGE_WAIT_S: Final = 0.5  # after a hang-up, when only the usage is still to come
-
-Judge = Callable[[Exchange, StreamScan, bool, bool], Verdict]
 
 
 class StreamRelay:
@@ -38,7 +36,6 @@ class StreamRelay:
         *,
         ping_s: float,
         on_done: Callable[[], None],
-        judge: Judge,
     ) -> None:
         self._x = x
         self._call = call
@@ -46,12 +43,13 @@ class StreamRelay:
         self._first = first
         self._recorder = recorder
         self._clock = clock
-        self._ping_s = ping_s
+        assert x.channel is not None
+        self._ping_s = min(ping_s, x.channel.idle_timeout_s)
         self._on_done = on_done
-        self._judge = judge
         self._heard_s = clock.monotonic_s()
         self._over = False
         self._released = False
+        x.answer = scan
         x.hung_up = self._hung_up
 
     def _hung_up(self) -> None:
@@ -94,9 +92,10 @@ class StreamRelay:
         self._heard_s = self._clock.monotonic_s()
         crash_point("edge.mid_stream")
         out = scan.feed(data)
+        self._x.relayed = True
         if scan.finished or scan.error:
             self._over = True
-            self._end(truncated=False)
+            self._end()
             if self._x.dialect.name == "responses" and scan.error and not scan.finished:
                 out += scan.render_error(Code.UPSTREAM_STREAM_ERROR, scan.error[1])
         return out
@@ -116,7 +115,7 @@ class StreamRelay:
         out = self._scan.close()
         if not cut and self._scan.complete_at_eof:
             self._over = True
-            self._end(truncated=False)
+            self._end()
             if not out:
                 raise StopIteration
             return out
@@ -126,14 +125,13 @@ class StreamRelay:
         """Ends the request free, with an error frame in the dialect."""
         self._over = True
         self._call.abort()
-        verdict = Verdict(Outcome.FAILED, code, Stage.STREAM, dict(self._scan.usage or {}), False)
-        self._recorder.end(self._x, verdict, 200, message)
+        ending = Ending.TIMEOUT if code is Code.TIMEOUT else Ending.BROKEN
+        self._recorder.end(self._x, ending, 200, message, code)
         return self._scan.render_error(code, message)
 
-    def _end(self, *, truncated: bool) -> None:
-        verdict = self._judge(self._x, self._scan, False, truncated)
+    def _end(self) -> None:
         message = self._scan.error[1] if self._scan.error else ""
-        self._recorder.end(self._x, verdict, 200, message)
+        self._recorder.end(self._x, Ending.ANSWERED, 200, message)
 
     def _drain(self) -> None:
         """Reads to the end of the message, so that the connection can be used again."""
@@ -157,7 +155,7 @@ class StreamRelay:
 
     def _client_gone(self) -> None:
         self._call.abort()
-        self._recorder.end(self._x, self._judge(self._x, self._scan, True, False), 499)
+        self._recorder.end(self._x, Ending.CLIENT_GONE, 499)
 
     def _release(self) -> None:
         if self._released:

@@ -3,14 +3,18 @@
 Order, so that a kill at any point bills nothing wrong: `request` durable, upstream call, terminal
 durable, last bytes to the client. Nothing here yields between a sequence number and its append."""
 
-from schemas.errors import BILLED, SHAPES, Code, Outcome, Stage
+from typing import Any
+
+import msgspec
+
+from schemas.errors import SHAPES, Code, Stage
 from schemas.events import Error, LeaseClosed, Request, Usage
 from services.backends.clock import Clock
 from services.backends.lifecycle import crash_point
 from services.backends.outbox import Outbox
 from services.core.errors import Refusal
 from services.core.ids import new_id
-from services.core.outcomes import Verdict
+from services.core.outcomes import Ending, Verdict, judge, refused
 from services.core.rating import Rated, rate
 from services.edge.counters import Counters
 from services.edge.exchange import Exchange
@@ -64,21 +68,28 @@ class Recorder:
         x.requested = True
         crash_point("edge.after_request")
 
-    def end(self, x: Exchange, verdict: Verdict, status: int, message: str = "") -> None:
-        """The terminal event, once; then the money. Raises what `Outbox.append_last` raises."""
+    def end(
+        self, x: Exchange, ending: Ending, status: int, message: str = "", code: Code | None = None
+    ) -> Verdict | None:
+        """Judges how the request ended, writes its terminal event, once, then moves the money.
+        `status` is what the client got, `code` says more than the judgement when it is free.
+
+        Returns the verdict, None when the request has its terminal already. Raises what
+        `Outbox.append_last` raises."""
         if x.terminated or not x.requested:
-            return
+            return None
         assert x.reservation is not None
         assert self.leases is not None
+        verdict = self._judged(x, ending, code)
         rated = self._rated(x, verdict)
         charged_nano = 0
-        if verdict.outcome in BILLED:
+        if verdict.billed:
             assert rated is not None
             charged_nano = min(rated.cost_nano, x.reservation.hold_nano)
             if not verdict.estimated:
                 charged_nano = self.leases.charge(x.reservation, rated.cost_nano)
         if x.terminated:  # charge() may wait; another path may have ended it meanwhile
-            return
+            return None
         event = self._terminal(x, verdict, rated, charged_nano, status, message)
         crash_point("edge.before_terminal")
         self._outbox.append_last(event)
@@ -87,6 +98,23 @@ class Recorder:
         crash_point("edge.after_terminal")
         self.leases.settle(x.reservation, charged_nano)
         self._count(x, event)
+        return verdict
+
+    @staticmethod
+    def _judged(x: Exchange, ending: Ending, code: Code | None) -> Verdict:
+        assert x.parsed is not None
+        verdict = judge(
+            ending,
+            status=x.upstream_status,
+            answer=x.answer,
+            streaming=x.parsed.stream,
+            relayed=x.relayed,
+            text_bytes=x.parsed.shape.text_bytes,
+        )
+        if code is None or verdict.billed:
+            return verdict
+        stage = Stage.ROUTING if code is Code.NO_CAPACITY else verdict.stage
+        return msgspec.structs.replace(verdict, code=code, stage=stage)
 
     def _count(self, x: Exchange, event: Usage | Error) -> None:
         code = event.code if isinstance(event, Error) else ""
@@ -106,7 +134,7 @@ class Recorder:
         self._counters.add("tollgate_refusals_total", refusal.code)
         if x.key is None or x.requested:
             return
-        verdict = Verdict(Outcome.REFUSED, refusal.code, Stage.ADMISSION, {}, False)
+        verdict = refused(refusal.code)
         status = SHAPES[refusal.code].status
         self._outbox.append(self._terminal(x, verdict, None, 0, status, refusal.message))
 
@@ -125,14 +153,17 @@ class Recorder:
         )
 
     def _rated(self, x: Exchange, verdict: Verdict) -> Rated | None:
-        if not verdict.usage or x.view is None or x.price is None or x.key is None:
+        """What the customer owes, or for a free ending what the provider told it used: its cost
+        is ours."""
+        usage = verdict.usage if verdict.billed else (x.answer.usage if x.answer else None)
+        if not usage or x.view is None or x.price is None or x.key is None:
             return None
         return rate(
             x.view.prices.book,
             channel=x.channel.name if x.channel else "",
             priced_as=x.price.model,
             group=x.key.group,
-            usage=verdict.usage,
+            usage=usage,
         )
 
     def _terminal(
@@ -147,7 +178,7 @@ class Recorder:
         assert x.key is not None
         lease = x.reservation.lease if x.reservation is not None and x.requested else None
         now_us = self._clock.now_us()
-        common = {
+        common: dict[str, Any] = {
             "account_id": x.key.account_id,
             "key_id": x.key.id,
             "occurred_at": now_us,
@@ -176,7 +207,7 @@ class Recorder:
             "attempts": x.attempts,
             "upstream_request_id": x.upstream_request_id,
         }
-        if verdict.outcome in BILLED:
+        if verdict.billed:
             assert rated is not None
             return Usage(
                 event_id=f"{x.request_id}:usage",

@@ -5,7 +5,7 @@ from typing import Any, Final
 import falcon
 
 from schemas.errors import SHAPES, Code
-from services.core.dialects import Dialect
+from services.core.dialects.base import Dialect
 from services.core.errors import Refusal
 from services.edge.exchange import Exchange
 
@@ -18,11 +18,13 @@ def render(
     refusal: Refusal,
     request_id: str,
     x: Exchange | None = None,
+    status: int | None = None,
 ) -> int:
-    """Fills `resp` with the refusal and returns the status that went out.
+    """Fills `resp` with the refusal and returns the status that went out: `status`, else the
+    usual one of its code.
 
     Codex repeats 402 five times, so toward it a refusal for money is a 400 with the same body."""
-    status = SHAPES[refusal.code].status
+    status = status or SHAPES[refusal.code].status
     extra: dict[str, Any] | None = None
     if x is not None and x.is_codex and dialect.name == "responses" and refusal.code in _MONEY:
         status = 400

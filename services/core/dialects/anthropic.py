@@ -56,7 +56,13 @@ class _Body(msgspec.Struct):
     mcp_servers: msgspec.Raw = msgspec.Raw(b"null")
 
 
+class _CountBody(msgspec.Struct):
+    model: ModelName
+    messages: msgspec.Raw
+
+
 _decoder: Final = msgspec.json.Decoder(_Body)
+_count_decoder: Final = msgspec.json.Decoder(_CountBody)
 
 
 class Anthropic:
@@ -83,6 +89,13 @@ class Anthropic:
             or _session_in(read.metadata),
             agent_id=first_header(headers, "x-claude-code-agent-id"),
         )
+
+    def parse_count_request(self, body: bytes) -> ParsedRequest:
+        """A `count_tokens` body: as a request, without `max_tokens`. Raises `InvalidRequest`."""
+        read = read_request(_count_decoder, body)
+        messages = need_items(read.messages, "messages")
+        shape = body_shape(body, messages, _MEDIA, cache_write_1h=False, server_tools=False)
+        return ParsedRequest(model=read.model, stream=False, max_output_tokens=None, shape=shape)
 
     def upstream_body(self, body: bytes, parsed: ParsedRequest, upstream_model: str) -> bytes:
         if upstream_model == parsed.model:

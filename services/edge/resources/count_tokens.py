@@ -7,7 +7,7 @@ import gevent
 import orjson
 
 from services.core.access import check_model
-from services.core.dialects import DIALECTS
+from services.core.dialects.anthropic import Anthropic
 from services.core.errors import Refusal
 from services.core.ids import uuid7_text
 from services.edge.attempts import Failure
@@ -30,7 +30,7 @@ class CountTokensResource:
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
-        self._dialect = DIALECTS["anthropic"]
+        self._dialect = Anthropic()
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         worker = self._worker
@@ -48,7 +48,7 @@ class CountTokensResource:
             x.body = read_body(
                 req.env, worker.config.edge.max_body_bytes, worker.config.edge.body_timeout_s
             )
-            x.parsed = self._dialect.parse_count_request(x.body, x.headers)
+            x.parsed = self._dialect.parse_count_request(x.body)
             x.price = check_model(x.view.snapshot, x.view.index, x.key, x.parsed.model)
             if not self._upstream(x, resp):
                 self._estimate(x, resp)

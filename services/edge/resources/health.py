@@ -53,7 +53,8 @@ class MetricsResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         if not _local(req.env.get("REMOTE_ADDR", "")):
             raise falcon.HTTPNotFound
-        resp.data, resp.content_type = telemetry.render_metrics()
+        resp.data = telemetry.exposition()
+        resp.content_type = "text/plain; version=0.0.4; charset=utf-8"
 
 
 def _local(address: str) -> bool:

@@ -5,18 +5,16 @@ from urllib.parse import parse_qsl
 
 import falcon
 
-from schemas.errors import SHAPES, Code, Outcome, Stage
+from schemas.errors import SHAPES, Code
 from services.backends import telemetry
 from services.backends.outbox import DiskFull, OutboxFailed, Sealed
 from services.core.access import check_model
-from services.core.dialects import Dialect
-from services.core.dialects.base import StreamScan
+from services.core.dialects.base import Dialect
 from services.core.errors import Refusal
 from services.core.holds import hold_bound
 from services.core.ids import uuid7_text
 from services.core.money import credits_up
-from services.core.outcomes import Verdict
-from services.edge import judge
+from services.core.outcomes import Ending
 from services.edge.attempts import ClientGone, Failure, cut_short
 from services.edge.authenticate import authenticate
 from services.edge.body import read_body
@@ -32,6 +30,18 @@ log = telemetry.get_logger()
 
 ANSWER_MAX_BYTES: Final = 256 * 1024 * 1024
 SSE: Final = "text/event-stream"
+
+# Error types that vendors put into bodies and first events, as the status they stand for.
+_STATUS_OF_ERROR: Final = {
+    "invalid_request_error": 400,
+    "request_too_large": 413,
+    "not_found_error": 404,
+    "rate_limit_error": 429,
+    "rate_limit_exceeded": 429,
+    "overloaded_error": 529,
+    "server_is_overloaded": 503,
+    "timeout_error": 504,
+}
 
 
 class TextResource:
@@ -69,17 +79,14 @@ class TextResource:
         except Failure as ex:
             self._fail(x, resp, ex)
         except ClientGone:
-            self._end(
-                x, Verdict(Outcome.CLIENT_GONE, Code.CLIENT_GONE, Stage.UPSTREAM, {}, False), 499
-            )
-            self._refusal_body(x, resp, Refusal(Code.CLIENT_GONE, "the client hung up"))
+            self._worker.recorder.end(x, Ending.CLIENT_GONE, 499)
+            render(resp, x.dialect, Refusal(Code.CLIENT_GONE, "the client hung up"), x.request_id)
         except Exception as ex:
             if not x.requested or isinstance(ex, Sealed | OutboxFailed):
                 raise
             log.exception("request_failed", request_id=x.request_id)
-            verdict = Verdict(Outcome.FAILED, Code.INTERNAL_ERROR, Stage.GATEWAY, {}, False)
-            self._end(x, verdict, 500, "internal error")
-            self._refusal_body(x, resp, Refusal(Code.INTERNAL_ERROR, "internal error"))
+            self._worker.recorder.end(x, Ending.GATEWAY, 500, "internal error")
+            render(resp, x.dialect, Refusal(Code.INTERNAL_ERROR, "internal error"), x.request_id)
         finally:
             if resp.stream is None:
                 self._worker.active.discard(x)
@@ -156,15 +163,15 @@ class TextResource:
         left_s = x.channel.total_timeout_s - (self._worker.clock.monotonic_s() - x.started_s)
         body = call.read_all(ANSWER_MAX_BYTES, max(left_s, 1.0))
         x.ttfb_s = self._worker.clock.monotonic_s() - x.started_s
-        facts = x.dialect.parse_response(body)
-        verdict = judge.whole(x, facts)
-        if verdict.outcome is not Outcome.COMPLETED:
-            message = facts.error[1] if facts.error else "the upstream sent no usable answer"
-            raise Failure(verdict.code or Code.UPSTREAM_ERROR, message, late=verdict)
-        self._end(x, verdict, call.status)
+        x.answer = x.dialect.parse_response(body)
+        if x.answer.error:
+            raise _error_in_answer(x.answer.error)
+        verdict = self._worker.recorder.end(x, Ending.ANSWERED, call.status)
+        if verdict is None or not verdict.billed:
+            raise Failure(Code.UPSTREAM_EMPTY, "the upstream sent no usable answer")
         resp.status = call.status
         resp.data = body
-        self._relay_headers(resp, call)
+        self._relay_headers(resp, call.headers)
 
     def _stream(self, x: Exchange, resp: falcon.Response, call: Call) -> bool:
         """Starts a stream; True when `resp` now owns the call. An error that comes as the
@@ -178,10 +185,11 @@ class TextResource:
         x.ttfb_s = worker.clock.monotonic_s() - x.started_s
         probe = x.dialect.scan(x.parsed)
         probe.feed(first)
-        if not first or (probe.error and not probe.has_content):
-            verdict = judge.stream(x, probe, client_gone=False, truncated=not first)
-            message = probe.error[1] if probe.error else "the upstream sent an empty stream"
-            raise Failure(verdict.code or Code.UPSTREAM_ERROR, message, late=verdict)
+        if probe.error and not probe.has_content:
+            x.answer = probe
+            raise _error_in_answer(probe.error)
+        if not first:
+            raise Failure(Code.UPSTREAM_EMPTY, "the upstream sent an empty stream")
         resp.stream = StreamRelay(
             x,
             call,
@@ -191,17 +199,16 @@ class TextResource:
             worker.clock,
             ping_s=worker.config.edge.ping_s,
             on_done=lambda: worker.finished(x),
-            judge=_judge_stream,
         )
         resp.status = call.status
-        self._relay_headers(resp, call)
+        self._relay_headers(resp, call.headers)
         resp.set_header("cache-control", "no-cache")
         resp.set_header("x-accel-buffering", "no")
         return True
 
     @staticmethod
-    def _relay_headers(resp: falcon.Response, call: Call) -> None:
-        for name, value in downstream(call.headers):
+    def _relay_headers(resp: falcon.Response, headers: list[tuple[bytes, bytes]]) -> None:
+        for name, value in downstream(headers):
             if name == "content-type":
                 resp.content_type = value
             else:
@@ -209,39 +216,27 @@ class TextResource:
 
     # -- endings --------------------------------------------------------------------------------
 
-    def _end(self, x: Exchange, verdict: Verdict, status: int, message: str = "") -> None:
-        self._worker.recorder.end(x, verdict, status, message)
-
     def _refuse(self, x: Exchange, resp: falcon.Response, refusal: Refusal) -> None:
         try:
             self._worker.recorder.refused(x, refusal)
         except DiskFull:
             log.warning("refusal_not_recorded", request_id=x.request_id, reason="disk full")
-        self._refusal_body(x, resp, refusal)
-
-    def _refusal_body(self, x: Exchange, resp: falcon.Response, refusal: Refusal) -> None:
         render(resp, x.dialect, refusal, x.request_id, x)
 
     def _fail(self, x: Exchange, resp: falcon.Response, failure: Failure) -> None:
         """Every channel failed, or the one that answered sent no usable answer: free."""
-        if x.watch is not None and x.watch.gone:
-            verdict = Verdict(Outcome.CLIENT_GONE, Code.CLIENT_GONE, Stage.UPSTREAM, {}, False)
-        else:
-            stage = Stage.ROUTING if failure.code is Code.NO_CAPACITY else Stage.UPSTREAM
-            verdict = failure.late or Verdict(Outcome.FAILED, failure.code, stage, {}, False)
+        gone = x.watch is not None and x.watch.gone
+        ending = Ending.CLIENT_GONE if gone else failure.ending
+        status = failure.status or SHAPES[failure.code].status
+        code = None if gone or failure.native else failure.code
+        self._worker.recorder.end(x, ending, status, failure.message, code)
         if failure.native:
-            self._end(x, verdict, failure.status, failure.message)
             resp.status = failure.status
             resp.data = failure.body
-            for name, value in downstream(failure.headers):
-                if name == "content-type":
-                    resp.content_type = value
-                else:
-                    resp.append_header(name, value)
+            self._relay_headers(resp, failure.headers)
             return
         refusal = Refusal(failure.code, failure.message, retry_after_s=failure.retry_after_s)
-        self._end(x, verdict, SHAPES[failure.code].status, failure.message)
-        self._refusal_body(x, resp, refusal)
+        render(resp, x.dialect, refusal, x.request_id, x, failure.status or None)
 
     def _accounting(self, x: Exchange) -> list[tuple[str, str]]:
         remaining_nano = self._worker.remaining_nano(x.key) if x.key is not None else 0
@@ -252,8 +247,11 @@ class TextResource:
         )
 
 
-def _judge_stream(x: Exchange, scan: StreamScan, client_gone: bool, truncated: bool) -> Verdict:
-    return judge.stream(x, scan, client_gone=client_gone, truncated=truncated)
+def _error_in_answer(error: tuple[str, str]) -> Failure:
+    """A 2xx answer that holds an error object: the status that it should have had."""
+    kind, message = error
+    status = _STATUS_OF_ERROR.get(kind, 502)
+    return Failure(Code.UPSTREAM_ERROR, message, status=status)
 
 
 def _header(call: Call, name: bytes) -> str:
