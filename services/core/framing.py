@@ -4,6 +4,7 @@ A line ends with LF, CR LF or CR; a blank line ends an event. Only the unfinishe
 and no more of it than a cap: a longer event is never looked into, its bytes still flow."""
 
 import re
+from collections.abc import Iterator
 from typing import Final
 
 MAX_EVENT_BYTES: Final = 1 << 20
@@ -38,29 +39,28 @@ class EventSplitter:
 
     def push(self, data: bytes) -> bytes:
         """The events that `data` completes, terminators included; often `data` itself."""
-        if not self._edge and data.endswith(b"\n\n"):
-            return data
-        if not data:
-            return b""
         edge = self._edge
-        probe = edge + data if edge else data
-        end = _last_end(probe)
+        if not edge and data.endswith(b"\n\n"):
+            return data
         if self._skipping:
-            return self._push_skipping(data, end - len(edge))
-        if not end:
-            self._hold(data, probe)
-            return b""
+            return self._push_skipping(data)
+        end = _last_end(data)
         if edge:
-            self._pieces.append(data[: end - len(edge)])
+            if not end:
+                # The end may have begun in what is held.
+                end = max(_last_end(edge + data[:2]) - len(edge), 0)
+            if not end:
+                self._hold(data)
+                return b""
+            self._pieces.append(data[:end])
             whole = b"".join(self._pieces)
             self._pieces = []
             self._held_bytes = 0
             self._edge = b""
         else:
-            whole = probe[:end]
-        rest = probe[end:]
-        if rest:
-            self._hold(rest, rest)
+            whole = data[:end]
+        if end < len(data):
+            self._hold(data[end:])
         return whole
 
     def closing(self, name: str = "") -> bytes:
@@ -83,18 +83,18 @@ class EventSplitter:
         """The caller has relayed the spilled bytes."""
         self.spilled_before = self.spilled_after = b""
 
-    def _hold(self, data: bytes, probe: bytes) -> None:
+    def _hold(self, data: bytes) -> None:
         self._pieces.append(data)
         self._held_bytes += len(data)
-        self._edge = probe[-2:]
+        self._edge = data[-2:] if len(data) > 1 else (self._edge + data)[-2:]
         if self._held_bytes > self._cap:
             self.spilled_after = b"".join(self._pieces)
             self._pieces = []
             self._held_bytes = 0
             self._skipping = True
 
-    def _push_skipping(self, data: bytes, end: int) -> bytes:
-        """The same while the rest of an event over the cap passes by; `end` is in `data`."""
+    def _push_skipping(self, data: bytes) -> bytes:
+        """The same while the rest of an event over the cap passes by."""
         self.spilled_after = b""
         probe = self._edge + data
         first = _EVENT_END.search(probe)
@@ -103,19 +103,15 @@ class EventSplitter:
             self._edge = probe[-2:]
             return b""
         start = first.end() - len(self._edge)
-        self.spilled_before, whole, rest = data[:start], data[start:end], data[end:]
+        self.spilled_before = data[:start]
         self._skipping = False
         self._edge = b""
-        if rest:
-            self._hold(rest, rest)
-        return whole
+        return self.push(data[start:])
 
 
 def lf_only(whole: bytes) -> bytes:
     """Whole events with LF line ends. A raw CR never stands inside a JSON text's strings, so the
     payloads stay what they are."""
-    if b"\r" not in whole:
-        return whole
     return whole.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
 
 
@@ -131,11 +127,19 @@ def events(whole: bytes) -> list[bytes]:
     return found
 
 
-def event_around(whole: bytes, at: int) -> tuple[int, int]:
-    """Start and end of the event that holds offset `at` of whole events with LF line ends."""
-    start = whole.rfind(b"\n\n", 0, at)
-    end = whole.find(b"\n\n", at)
-    return (0 if start < 0 else start + 2), (len(whole) if end < 0 else end + 2)
+def events_with(whole: bytes, *needles: bytes) -> Iterator[bytes]:
+    """The events that hold one of `needles`, in order; `whole` has LF line ends. Only what lies
+    around a hit is looked at."""
+    at = 0
+    while True:
+        hits = [hit for needle in needles if (hit := whole.find(needle, at)) >= 0]
+        if not hits:
+            return
+        start = whole.rfind(b"\n\n", at, min(hits))
+        end = whole.find(b"\n\n", min(hits))
+        end = len(whole) if end < 0 else end + 2
+        yield whole[at if start < 0 else start + 2 : end]
+        at = end
 
 
 def payload(event: bytes) -> bytes:
@@ -152,10 +156,11 @@ def frame(data: bytes, name: str = "") -> bytes:
 
 def _last_end(buffer: bytes) -> int:
     """The offset after the last end of an event, 0 without one."""
-    if b"\r" not in buffer:
-        return buffer.rfind(b"\n\n") + 2 if b"\n\n" in buffer else 0
-    return max(
-        buffer.rfind(b"\n\n") + 2 if b"\n\n" in buffer else 0,
-        buffer.rfind(b"\n\r\n") + 3 if b"\n\r\n" in buffer else 0,
-        buffer.rfind(b"\r\r") + 2 if b"\r\r" in buffer else 0,
-    )
+    at = buffer.rfind(b"\n\n")
+    end = at + 2 if at >= 0 else 0
+    if b"\r" in buffer:
+        at = buffer.rfind(b"\n\r\n")
+        end = max(end, at + 3 if at >= 0 else 0)
+        at = buffer.rfind(b"\r\r")
+        end = max(end, at + 2 if at >= 0 else 0)
+    return end

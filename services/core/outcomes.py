@@ -30,7 +30,11 @@ class Answer(Protocol):
     @property
     def usage(self) -> dict[str, int] | None: ...
     @property
+    def output_told(self) -> bool: ...
+    @property
     def finished(self) -> bool: ...
+    @property
+    def complete_at_eof(self) -> bool: ...
     @property
     def finish_reason(self) -> str: ...
     @property
@@ -80,11 +84,9 @@ def judge(
     if status and not 200 <= status < 300:
         return _free(Code.UPSTREAM_ERROR, Stage.UPSTREAM)
     if answer is not None and answer.error:
-        return _free(Code.UPSTREAM_STREAM_ERROR if streaming else Code.UPSTREAM_ERROR, stage)
+        return _free(Code.UPSTREAM_STREAM_ERROR if relayed else Code.UPSTREAM_ERROR, stage)
     if ending is Ending.REVOKED:
         return _free(Code.INVALID_API_KEY, stage)
-    if ending is Ending.TIMEOUT:
-        return _free(Code.TIMEOUT, stage)
     if ending is Ending.CLIENT_GONE:
         if not (streaming and relayed and answer is not None and answer.has_content):
             return _free(Code.CLIENT_GONE, stage, Outcome.CLIENT_GONE)
@@ -93,9 +95,8 @@ def judge(
         if answer is None or not answer.has_content:
             return _free(Code.INSUFFICIENT_BALANCE, stage)
         return _billed(Outcome.BUDGET_CUT, answer, text_bytes, cache_share_ppm)
-    whole = answer is not None and _is_whole(answer, broken=ending is Ending.BROKEN)
-    if answer is None or not whole:
-        return _free(Code.UPSTREAM_TRUNCATED, stage)
+    if answer is None or not _is_whole(answer, ending):
+        return _free(Code.TIMEOUT if ending is Ending.TIMEOUT else Code.UPSTREAM_TRUNCATED, stage)
     if _is_empty(answer):
         return _free(Code.UPSTREAM_EMPTY, stage)
     return _billed(Outcome.COMPLETED, answer, text_bytes, cache_share_ppm)
@@ -116,11 +117,9 @@ def _free(code: Code, stage: Stage, outcome: Outcome = Outcome.FAILED) -> Verdic
     return Verdict(outcome=outcome, code=code, stage=stage)
 
 
-def _is_whole(answer: Answer, *, broken: bool) -> bool:
-    """A connection that breaks after the end marker takes nothing from the client."""
-    if answer.finished:
-        return True
-    return not broken and bool(getattr(answer, "complete_at_eof", False))
+def _is_whole(answer: Answer, ending: Ending) -> bool:
+    """What goes wrong after the end marker takes nothing from the client."""
+    return answer.finished or (ending is Ending.ANSWERED and answer.complete_at_eof)
 
 
 def _is_empty(answer: Answer) -> bool:
@@ -134,7 +133,7 @@ def _billed(outcome: Outcome, answer: Answer, text_bytes: int, cache_share_ppm: 
     """Told usage counts as told. What is missing is estimated: the input from the size of the
     request, the output from what the client was sent."""
     told = answer.usage
-    if told is not None and getattr(answer, "output_told", True):
+    if told is not None and answer.output_told:
         return Verdict(outcome=outcome, usage=told)
     usage = dict(told) if told else _input_estimate(text_bytes, cache_share_ppm)
     sent = answer.output_bytes // BYTES_PER_TOKEN

@@ -8,7 +8,7 @@ from schemas.errors import SHAPES, Code
 from services.core import usage as classes
 from services.core.dialects.output import OutputMeter, strings_under
 from services.core.dialects.reading import child, error_in, json_object, text_of
-from services.core.framing import EventSplitter, events, frame, lf_only, payload
+from services.core.framing import EventSplitter, events_with, frame, lf_only, payload
 
 _PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 _OUTPUT: Final = strings_under("text", "thinking", "partial_json")
@@ -46,12 +46,14 @@ class AnthropicScan:
     def feed(self, data: bytes) -> bytes:
         whole = self._events.push(data)
         if whole:
-            whole = lf_only(whole)
+            if b"\r" in whole:
+                whole = lf_only(whole)
             self._output.add(whole)
-            if not self.has_content and b'"content_block_' in whole:
+            if not self.has_content:
                 self._look_for_content(whole)
             if b'"message_' in whole or b'"error"' in whole:
-                self._look_for_messages(whole)
+                for event in events_with(whole, b'"message_', b'"error"'):
+                    self._read(json_object(payload(event)))
         return data
 
     def close(self) -> bytes:
@@ -68,15 +70,10 @@ class AnthropicScan:
         return self._events.closing("ping") + frame(data, "error")
 
     def _look_for_content(self, whole: bytes) -> None:
-        for event in events(whole):
-            if b'"content_block_' in event and _has_content(json_object(payload(event))):
+        for event in events_with(whole, b'"content_block_'):
+            if _has_content(json_object(payload(event))):
                 self.has_content = True
                 return
-
-    def _look_for_messages(self, whole: bytes) -> None:
-        for event in events(whole):
-            if b'"message_' in event or b'"error"' in event:
-                self._read(json_object(payload(event)))
 
     def _read(self, event: dict[str, Any]) -> None:
         kind = event.get("type")

@@ -49,6 +49,14 @@ class ResponseFacts(msgspec.Struct, kw_only=True):
     output_bytes: int = 0
     model: str = ""
 
+    @property
+    def output_told(self) -> bool:
+        return self.usage is not None
+
+    @property
+    def complete_at_eof(self) -> bool:
+        return False  # a whole answer says so
+
 
 class StreamScan(Protocol):
     """Follows one streamed answer while its bytes are relayed; only whole events are looked at."""

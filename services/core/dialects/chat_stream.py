@@ -65,7 +65,7 @@ class ChatScan:
     def feed(self, data: bytes) -> bytes:
         whole = self._events.push(data)
         if whole:
-            text = lf_only(whole)
+            text = lf_only(whole) if b"\r" in whole else whole
             self._output.add(text)
             if not self._is_plain(text):
                 self._look(text)
@@ -122,6 +122,8 @@ class ChatScan:
                 if spelling in text:
                     self._null_reason = spelling
         for event in events(text):
+            if self._is_plain(event):
+                continue
             data = payload(event)
             if data == _DONE:
                 self.finished = True

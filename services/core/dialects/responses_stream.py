@@ -80,7 +80,8 @@ class ResponsesScan:
     def feed(self, data: bytes) -> bytes:
         whole = self._events.push(data)
         if whole:
-            whole = lf_only(whole)
+            if b"\r" in whole:
+                whole = lf_only(whole)
             if b'"sequence_number"' in whole:
                 self._latest = whole
             self._output.add(whole)
