@@ -115,26 +115,17 @@ class Budgets:
 
         return write(self._engine, close)
 
-    def finish_closing(self, incarnation_id: str) -> bool:
-        """Marks a closing incarnation closed when every lease of it is closed; True when it is."""
-
-        def finish(connection: Connection) -> bool:
-            live = select(lease.c.id).where(
-                lease.c.incarnation_id == incarnation_id, lease.c.state != "closed"
+    def finish_closing(self, connection: Connection, incarnation_ids: Sequence[str]) -> None:
+        """In the ledger's transaction: their incarnation_closed was applied, no event follows.
+        Their leases end by their own lease_closed, maybe in other partitions."""
+        connection.execute(
+            update(incarnation)
+            .where(
+                incarnation.c.id.in_(incarnation_ids),
+                incarnation.c.state.in_(("open", "closing")),
             )
-            connection.execute(
-                update(incarnation)
-                .where(
-                    incarnation.c.id == incarnation_id,
-                    incarnation.c.state == "closing",
-                    ~live.exists(),
-                )
-                .values(state="closed", closed_at=now_us())
-            )
-            query = select(incarnation.c.state).where(incarnation.c.id == incarnation_id)
-            return connection.execute(query).scalar_one_or_none() == "closed"
-
-        return write(self._engine, finish)
+            .values(state="closed", closed_at=now_us())
+        )
 
     def incarnations(self, state: str) -> list[str]:
         """The ids of the incarnations in `state`, oldest first."""

@@ -291,6 +291,13 @@ class LedgerStore:
             ],
         )
 
+    def is_dead(self, connection: Connection, event_id: str, body: bytes) -> bool:
+        """Whether exactly these bytes under this id were set aside before."""
+        query = select(dead_event.c.id).where(
+            dead_event.c.event_id == _storable(event_id), dead_event.c.body == body
+        )
+        return connection.execute(query.limit(1)).first() is not None
+
 
 def _add_to_balances(connection: Connection, sums: dict[str, tuple[int, int]]) -> None:
     rows = [(name, *sums[name]) for name in sorted(sums)]  # one lock order for all partitions

@@ -1,8 +1,8 @@
 """The SQL outbox: events that are written in the transaction of the change that they tell."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
+import msgspec
 from sqlalchemy import BigInteger, Connection, Engine, insert, not_, select, update
 
 from schemas.events import AnyEvent, Audit, encode
@@ -15,12 +15,12 @@ SOURCE = "sql"
 NO_ACCOUNT = "-"  # the account of an event that belongs to none
 
 
-class OutboxRow(NamedTuple):
-    """One event to ship; `account_id` is its partition key."""
+class OutboxRow(msgspec.Struct):
+    """One event to ship."""
 
     id: int
     event_id: str
-    account_id: str
+    partition_key: str
     body: bytes
 
 

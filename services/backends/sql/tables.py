@@ -174,7 +174,7 @@ incarnation = Table(
     Column("state", Text, nullable=False, comment="open | closing | closed | lost"),
     Column("opened_at", BigInteger, nullable=False, comment="database time"),
     Column("closing_at", BigInteger, comment="from when it got no grant"),
-    Column("closed_at", BigInteger, comment="when its last lease was closed"),
+    Column("closed_at", BigInteger, comment="when its last event was applied"),
 )
 
 lease = Table(

@@ -123,7 +123,7 @@ def create_tables() -> None:
             "closing_at", sa.BigInteger(), nullable=True, comment="from when it got no grant"
         ),
         sa.Column(
-            "closed_at", sa.BigInteger(), nullable=True, comment="when its last lease was closed"
+            "closed_at", sa.BigInteger(), nullable=True, comment="when its last event was applied"
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_incarnation")),
     )
