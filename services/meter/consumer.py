@@ -70,7 +70,7 @@ class _Buffer:
 
 class Consumer:
     """Runs one sink over one topic. `batch` bounds the messages of one `handle`, `wait_s` the time
-    the first of them waits for company."""
+    the first of them waits for company; `beat` is called at every turn of the loop."""
 
     def __init__(
         self,
@@ -80,6 +80,7 @@ class Consumer:
         batch: int,
         wait_s: float,
         topic: str = TOPIC,
+        beat: Callable[[], None] = lambda: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._bus = bus
@@ -87,6 +88,7 @@ class Consumer:
         self._batch = batch
         self._wait_s = wait_s
         self._topic = topic
+        self._beat = beat
         self._now_s = monotonic
         self._owned: dict[int, _Buffer] = {}
         self._advice: dict[int, int] = {}
@@ -101,6 +103,7 @@ class Consumer:
         try:
             member.subscribe(self._topic, self._assigned, self._revoked)
             while not stop.is_set():
+                self._beat()
                 self._take(member.poll(self._poll_s(), self._batch))
                 self._hand_over()
                 self._balance(member)

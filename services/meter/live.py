@@ -12,7 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Final, TextIO
 
 from schemas.events import Error, Usage
-from services.core.money import exact_usd
+from services.backends.sql.accounts import Balance
+from services.backends.sql.engine import DatabaseUnavailable
+from services.core.money import cents_down, exact_usd
 
 _QUEUE: Final = 10_000
 _LINES_PER_DRAIN: Final = 100
@@ -20,9 +22,9 @@ _DRAIN_S: Final = 0.1
 
 
 class Live:
-    """`balance_of` gives an account's wallet in nano-USD as the books have it now."""
+    """`balance_of` reads an account's wallet as the books have it now."""
 
-    def __init__(self, balance_of: Callable[[str], int], out: TextIO | None = None) -> None:
+    def __init__(self, balance_of: Callable[[str], Balance], out: TextIO | None = None) -> None:
         self._balance_of = balance_of
         self._out = out if out is not None else sys.stdout
         self._queue: deque[Usage | Error] = deque(maxlen=_QUEUE)
@@ -42,11 +44,11 @@ class Live:
         shown, more = terminals[-_LINES_PER_DRAIN:], max(0, len(terminals) - _LINES_PER_DRAIN)
         if not shown:
             return
-        balances: dict[str, int] = {}
+        balances: dict[str, int | None] = {}
         lines = [f"... and {more} more"] if more else []
         for event in shown:
             if event.account_id not in balances:
-                balances[event.account_id] = self._balance_of(event.account_id)
+                balances[event.account_id] = self._balance_nano(event.account_id)
             lines.append(line_of(event, balances[event.account_id]))
         try:
             self._out.write("\n".join(lines) + "\n")
@@ -54,8 +56,15 @@ class Live:
         except (OSError, ValueError):
             pass  # stdout was closed: the books go on
 
+    def _balance_nano(self, account_id: str) -> int | None:
+        try:
+            wallet = self._balance_of(account_id)
+        except DatabaseUnavailable:
+            return None
+        return wallet.limit_nano - wallet.settled_nano
 
-def line_of(event: Usage | Error, balance_nano: int) -> str:
+
+def line_of(event: Usage | Error, balance_nano: int | None) -> str:
     """`12:30:01  claude-sonnet-4-5  in 1,204  out 380  cache 18,002  $0.0123  balance $9.98`."""
     clock = time.strftime("%H:%M:%S", time.localtime(event.occurred_at / 1_000_000))
     parts = [clock, f"{event.model or '-':<28}"]
@@ -68,5 +77,5 @@ def line_of(event: Usage | Error, balance_nano: int) -> str:
             parts.append(f"({event.outcome})")
     else:
         parts.append(f"free: {event.code}")
-    parts.append(f"balance ${exact_usd(balance_nano)}")
+    parts.append("balance ?" if balance_nano is None else f"balance ${cents_down(balance_nano)}")
     return "  ".join(parts)

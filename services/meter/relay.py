@@ -9,7 +9,7 @@ finished and shipped, and reaps dead incarnations.
 import fcntl
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -68,6 +68,7 @@ class Relay:
         clock: Clock,
         settings: schema.Meter,
         budgets: Budgets | None = None,
+        beat: Callable[[], None] = lambda: None,
     ) -> None:
         self._folder = folder
         self._bus = bus
@@ -75,6 +76,7 @@ class Relay:
         self._clock = clock
         self._settings = settings
         self._budgets = budgets
+        self._beat = beat
         self._sources: dict[str, Source] = {}
         self._retry_at_s: dict[str, float] = {}
         self._log = get_logger()
@@ -108,6 +110,7 @@ class Relay:
         failures = 0
         clean_at_s = 0.0
         while not stop.is_set():
+            self._beat()
             if self._clock.monotonic_s() >= clean_at_s:
                 if reaper is not None:
                     reaper.run_once()
