@@ -1,6 +1,6 @@
 """Money: integer nano-USD everywhere inside; text only at the edges of the product."""
 
-from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_UP, Decimal, InvalidOperation
+from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal, InvalidOperation
 from typing import Final
 
 NANO_PER_USD: Final = 1_000_000_000
@@ -39,4 +39,4 @@ def cents_half_up(nano: int) -> str:
 
 def credits_up(nano: int) -> int:
     """Whole credits (micro-USD), rounded up: an estimate is never understated."""
-    return int((Decimal(nano) / NANO_PER_CREDIT).to_integral_value(ROUND_CEILING))
+    return -(-nano // NANO_PER_CREDIT)

@@ -118,7 +118,7 @@ class Upstreams:
         Raises Failure when all failed, ClientGone. The caller releases or aborts the call and
         then calls `done`."""
         deadline_s = self._clock.monotonic_s() + self._settings.failover_s
-        failure = Failure(Code.NO_CAPACITY, "no available accounts")
+        failure = None
         for channel in channels[: self._settings.max_attempts]:
             if x.attempts and self._clock.monotonic_s() >= deadline_s:
                 break
@@ -128,7 +128,7 @@ class Upstreams:
                 failure = ex
                 if not self._fails_over(ex):
                     break
-        raise failure
+        raise failure or Failure(Code.NO_CAPACITY, "no available accounts")
 
     @staticmethod
     def _fails_over(ex: Failure) -> bool:

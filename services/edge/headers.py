@@ -69,7 +69,8 @@ def client_headers(environ: Mapping[str, Any]) -> dict[str, str]:
 def upstream_lines(dialect: Dialect, headers: Mapping[str, str], credential_line: bytes) -> bytes:
     """The header lines of an upstream call, but for host and content-length. A forwarded value
     with a control character is dropped: it could smuggle a header."""
-    named = {token.strip().lower() for token in headers.get("connection", "").split(",")}
+    connection = headers.get("connection", "").lower()
+    named = connection.replace(" ", "").split(",") if "," in connection else (connection,)
     lines = [
         f"{name}: {value}\r\n"
         for name, value in headers.items()

@@ -38,6 +38,7 @@ def render(
     )
     resp.status = status
     resp.content_type = "application/json"
+    resp.set_header("request-id" if dialect.name == "anthropic" else "x-request-id", request_id)
     if refusal.retry_after_s is not None:
         resp.set_header("retry-after", str(refusal.retry_after_s))
     if dialect.name == "anthropic" and refusal.code in _MONEY:
