@@ -20,7 +20,7 @@ from services.backends.clickhouse.store import RequestStore
 from tests.parts.clickhouse import ROOT
 from tests.parts.terminals import START_US, error, usage
 
-pytest_plugins = ["tests.parts.clickhouse"]
+pytest_plugins = ["tests.parts.clickhouse_fixtures"]
 
 TOPIC = "tollgate.events.v1"
 
@@ -172,8 +172,8 @@ def test_a_wide_batch_is_one_block_and_deduplicated_whole(store):
 
 
 def test_a_batch_across_two_months_heals_part_by_part(store):
-    days_us = 86_400_000_000
-    events = [usage(n, occurred_at=START_US + n * 4 * days_us) for n in range(10)]
+    first, second = 1_790_700_000_000_000, 1_790_900_000_000_000  # September and October 2026
+    events = [usage(n, occurred_at=(second if n % 2 else first) + n) for n in range(10)]
     for _ in range(2):
         store.insert(TOPIC, 0, stored(events), "months")
     assert one(store.clickhouse, "SELECT count(), uniqExact(_partition_id) FROM requests") == (

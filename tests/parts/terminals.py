@@ -1,12 +1,14 @@
 """Terminal events for tests of the sinks: sound, cheap, and as many as wanted."""
 
+import time
 import uuid
 
 from schemas.errors import Code, Outcome, Stage
 from schemas.events import Attempt, Error, Request, Usage, encode
 from services.backends.bus.port import Message
 
-START_US = 1_790_000_000_000_000  # 2026-09-21
+# Midnight UTC thirty days ago: neither too old nor in the future for the checks of the sinks.
+START_US = (time.time_ns() // 1000 // 86_400_000_000 - 30) * 86_400_000_000
 MODEL = "claude-sonnet-4-6"
 
 
