@@ -298,6 +298,13 @@ class LedgerStore:
         )
         return connection.execute(query.limit(1)).first() is not None
 
+    def is_dead(self, connection: Connection, event_id: str, body: bytes) -> bool:
+        """Whether these bytes were set aside under this id."""
+        query = select(dead_event.c.id).where(
+            dead_event.c.event_id == event_id, dead_event.c.body == body
+        )
+        return connection.execute(query.limit(1)).first() is not None
+
 
 def _add_to_balances(connection: Connection, sums: dict[str, tuple[int, int]]) -> None:
     rows = [(name, *sums[name]) for name in sorted(sums)]  # one lock order for all partitions

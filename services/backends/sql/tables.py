@@ -274,7 +274,7 @@ dead_event = Table(
     Column("topic", Text, nullable=False, comment="where it was read"),
     Column("partition", Integer, nullable=False, comment="where it was read"),
     Column("offset", BigInteger, nullable=False, comment="where it was read"),
-    Column("event_id", Text, nullable=False, comment="empty when it cannot be read"),
+    Column("event_id", Text, nullable=False, index=True, comment="empty when it cannot be read"),
     Column("account_id", Text, nullable=False, comment="the partition key"),
     Column("reason", Text, nullable=False, comment="a word of the sink's closed list"),
     Column("detail", Text, nullable=False, comment="what exactly was wrong"),

@@ -112,6 +112,7 @@ def create_tables() -> None:
             "topic", "partition", "offset", name=op.f("uq_dead_event_topic_partition_offset")
         ),
     )
+    op.create_index(op.f("ix_dead_event_event_id"), "dead_event", ["event_id"], unique=False)
     op.create_table(
         "incarnation",
         sa.Column("id", sa.Text(), nullable=False, comment="<role>-<uuid7 hex>"),
