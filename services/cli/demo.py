@@ -1,0 +1,125 @@
+"""`tollgate demo`: the demo account and key, and examples that run by paste."""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import click
+
+from schemas.config import Config
+from services.backends.settings import under
+from services.cli.bootstrap import Books, host_in_url, open_books
+from services.cli.context import Cli, Command
+from services.core.money import NANO_PER_USD
+
+NAME: Final = "demo"
+FILE: Final = "demo.json"
+_CREDIT_NANO: Final = 10 * NANO_PER_USD
+_QUESTION: Final = (
+    "SELECT model, count() AS requests, sum(cost_usd) AS usd FROM usage GROUP BY model"
+)
+_MESSAGE: Final = {
+    "model": "claude-haiku-4-5",
+    "max_tokens": 64,
+    "messages": [{"role": "user", "content": "Say hello"}],
+}
+
+
+class Demo(NamedTuple):
+    """What the examples need. `api_key` is the secret in clear text."""
+
+    base_url: str
+    api_key: str
+
+
+def prepare(config: Config) -> Demo:
+    """The demo account with its first $10 and a live key, made at the first call. Writes
+    `demo.json` (mode 0600) into the data folder."""
+    books = open_books(config)
+    known = [found for found in books.catalog.accounts() if found.name == NAME]
+    account = known[0] if known else books.catalog.create_account(NAME)
+    books.wallets.move(account.id, "topup", _CREDIT_NANO, "demo", "the demo's first credit")
+    made = Demo(base_url(config), _live_secret(books, account.id))
+    body = {**made._asdict(), "admin_key": None, "console_url": None}
+    _write_private(under(config, FILE), body)
+    return made
+
+
+def base_url(config: Config) -> str:
+    """Where a client on this machine reaches the edge."""
+    return f"http://{host_in_url(config.edge.host)}:{config.edge.port}"
+
+
+def _live_secret(books: Books, account_id: str) -> str:
+    for found in books.catalog.keys(account_id):
+        if found.name == NAME and found.status == "active" and found.expires_at is None:
+            return books.catalog.key_secret(found.id)
+    return books.catalog.create_key(account_id, NAME)[1]
+
+
+def _write_private(path: Path, body: dict[str, Any]) -> None:
+    fresh = path.with_suffix(".new")
+    handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "w") as file:
+        file.write(json.dumps(body, indent=2) + "\n")
+    fresh.replace(path)
+
+
+def examples(demo: Demo, where: list[str], *, simulated: bool) -> str:
+    """The block that is printed when all is ready. Every command runs as it stands."""
+    url, key = demo
+
+    def command(*words: str) -> str:
+        return shlex.join([_command(), *words, *where])
+
+    codex = f'{{name="Tollgate",base_url="{url}/v1",env_key="TOLLGATE_KEY",wire_api="responses"}}'
+    message = json.dumps(_MESSAGE, separators=(",", ":"))
+    provider = "the simulated provider answers" if simulated else "your channels answer"
+    return f"""
+Tollgate is ready on {url} ({provider}). Key of the demo account ($10):
+    {key}
+
+curl
+    curl -s {url}/v1/messages -H 'x-api-key: {key}' -H 'anthropic-version: 2023-06-01' -H 'content-type: application/json' -d '{message}'
+
+Claude Code
+    ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN={key} claude -p 'Say hello'
+
+Codex
+    TOLLGATE_KEY={key} codex exec --skip-git-repo-check -c model_provider=tollgate -c 'model_providers.tollgate={codex}' 'Say hello'
+
+The bill, to the nano-dollar, and your own question about it
+    curl -s '{url}/v1/usage?limit=5' -H 'x-api-key: {key}'
+    {command("usage")}
+    {command("sql", _QUESTION)}
+
+The proof: outbox, log, ledger and analytics tell the same
+    {command("reconcile")}
+
+A real provider
+    printf '[[channels]]\\nname = "anthropic"\\ndialect = "anthropic"\\nbase_url = "https://api.anthropic.com"\\ncredential = "env:ANTHROPIC_KEY"\\nmodels = ["claude-haiku-4-5", "claude-sonnet-4-6"]\\n' > tollgate.toml
+    ANTHROPIC_KEY=sk-ant-... scripts/run --config tollgate.toml
+
+Ctrl-C drains and stops everything. Requests appear below as they are booked.
+"""  # noqa: E501 - lines that run by paste are not broken
+
+
+def _command() -> str:
+    """How this installation's command is called from the present folder."""
+    path = Path(sys.executable).parent / "tollgate"
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+@click.command(cls=Command)
+@click.pass_obj
+def demo(cli: Cli) -> None:
+    """Makes the demo account and key when they are not there, and prints the examples."""
+    config = cli.config()
+    made = prepare(config)
+    cli.show(made._asdict(), examples(made, cli.where(), simulated=not config.channels))

@@ -1,0 +1,99 @@
+"""The `tollgate` command. Each noun lives in a file of its own, imported when it is called."""
+
+import importlib
+import json
+import sys
+from typing import Final
+
+import click
+
+from services.backends.settings import ConfigError
+from services.cli.context import Cli, Group
+
+COMMANDS: Final = {
+    "up": "up:up",
+    "edge": "edge:edge",
+    "meter": "meter:meter",
+    "sim": "sim:sim",
+    "migrate": "migrate:migrate",
+    "demo": "demo:demo",
+    "doctor": "doctor:doctor",
+    "account": "account:account",
+    "key": "key:key",
+    "price": "price:price",
+    "channel": "channel:channel",
+    "usage": "usage:usage",
+    "sql": "sql:sql",
+    "reconcile": "reconcile:reconcile",
+    "replay": "replay:replay",
+}
+
+# What is no bug of ours, by name: importing all of it would make every command slow to start.
+EXPECTED: Final = frozenset(
+    {
+        "services.backends.bus.port.BusUnavailable",
+        "services.backends.clickhouse.client.ClickHouseUnavailable",
+        "services.backends.clickhouse.client.QueryRefused",
+        "services.backends.clickhouse.embedded.EngineBusy",
+        "services.backends.price_files.PriceFileError",
+        "services.backends.query_client.QueryFailed",
+        "services.backends.query_client.QueryUnavailable",
+        "services.backends.sql.catalog.AlreadyInCatalog",
+        "services.backends.sql.catalog.NotInCatalog",
+        "services.backends.sql.engine.DatabaseUnavailable",
+        "services.backends.sql.wallets.InsufficientFunds",
+        "services.backends.sql.wallets.MovementConflict",
+        "services.meter.sql_scope.SqlRefused",
+    }
+)
+
+
+class Nouns(Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name].partition(":")
+        found = getattr(importlib.import_module(f"services.cli.{module}"), name)
+        assert isinstance(found, click.Command)
+        return found
+
+
+@click.command(cls=Nouns, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option("0.1.0", prog_name="tollgate")
+def tollgate() -> None:
+    """Tollgate, a self-hosted LLM gateway with exact metering."""
+
+
+def main() -> None:
+    """Exit code 0, 1 for what could not be done (one line on stderr), 2 for a wrong call."""
+    cli = Cli()
+    try:
+        tollgate.main(standalone_mode=False, obj=cli)
+    except click.exceptions.Exit as ex:
+        sys.exit(ex.exit_code)
+    except click.ClickException as ex:
+        _fail(cli, ex.format_message(), ex.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except ConfigError as ex:
+        _fail(cli, str(ex), 2)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output is gone: nothing to say to anybody
+        sys.exit(1)
+    except Exception as ex:
+        if f"{type(ex).__module__}.{type(ex).__name__}" not in EXPECTED:
+            raise
+        _fail(cli, str(ex), 1)
+
+
+def _fail(cli: Cli, message: str, code: int) -> None:
+    line = " ".join(message.split())
+    print(json.dumps({"error": line}) if cli.as_json else f"tollgate: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""`tollgate price`: price versions."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from services.backends import price_files
+from services.backends.clock import SystemClock
+from services.backends.sql.prices import PriceChange
+from services.cli.bootstrap import open_books
+from services.cli.context import Cli, Group, iso, table
+from services.core.money import exact_usd
+from services.core.prices import PriceVersion
+
+
+@click.group(cls=Group)
+def price() -> None:
+    """Prices. A change is a new version; events name the version they were rated by."""
+
+
+@price.command("list")
+@click.option("--version", "version_id", help="A price version's id; the one in force without it.")
+@click.option("--versions", is_flag=True, help="List the versions instead.")
+@click.pass_obj
+def list_(cli: Cli, version_id: str | None, versions: bool) -> None:
+    """Lists prices in USD per 1,000,000 units."""
+    catalog = open_books(cli.config()).catalog
+    history = catalog.price_versions()
+    if versions:
+        entries = [
+            {"price_version": entry.price_version_id, "effective_at": iso(entry.effective_at)}
+            for entry in history
+        ]
+        cli.show(
+            entries, table(("price_version", "effective_at"), [list(e.values()) for e in entries])
+        )
+        return
+    shown = catalog.price_version(version_id or history[0].price_version_id)
+    _show(cli, shown)
+
+
+@price.command("import")
+@click.argument("file", type=click.Path(exists=True, path_type=Path))
+@click.pass_obj
+def import_(cli: Cli, file: Path) -> None:
+    """Imports a price file (TOML, as in schemas/prices) or a folder of them. Its models replace
+    those of the same name, at once and for good; requests in flight keep their version."""
+    models = price_files.load(file)
+    catalog = open_books(cli.config()).catalog
+    before = catalog.price_versions()
+    version = catalog.import_prices(models, SystemClock().now_us())
+    changes = catalog.diff_prices(before[0].price_version_id, version.id) if before else []
+    cli.show(
+        {"price_version": version.id, "changes": [_change(each) for each in changes]},
+        f"price version {version.id} is in force; {len(changes)} prices changed",
+    )
+
+
+@price.command("diff")
+@click.argument("old")
+@click.argument("new")
+@click.pass_obj
+def diff(cli: Cli, old: str, new: str) -> None:
+    """Shows what changed from one price version to another."""
+    changes = open_books(cli.config()).catalog.diff_prices(old, new)
+    rows = [_change(each) for each in changes]
+    names = ("model", "channel", "class", "old_usd", "new_usd")
+    cli.show(rows, table(names, [[row[name] for name in names] for row in rows]))
+
+
+def _change(change: PriceChange) -> dict[str, Any]:
+    return {
+        "model": change.model,
+        "channel": change.channel or None,
+        "class": change.usage_class,
+        "old_usd": _usd(change.old_nano),
+        "new_usd": _usd(change.new_nano),
+    }
+
+
+def _show(cli: Cli, version: PriceVersion) -> None:
+    classes = ("input", "cache_write_5m", "cache_write_1h", "cache_read", "output", "web_search")
+    models = sorted(version.book.models.values(), key=lambda model: (model.vendor, model.model))
+    value = {
+        "price_version": version.id,
+        "multipliers_ppm": version.book.multipliers_ppm,
+        "models": {
+            model.model: {name: exact_usd(nano) for name, nano in model.classes.items()}
+            for model in models
+        },
+        "channels": version.book.channels,
+    }
+    rows = [[model.model, *(_usd(model.classes.get(name)) for name in classes)] for model in models]
+    cli.show(value, f"price version {version.id}\n" + table(("model", *classes), rows))
+
+
+def _usd(nano: int | None) -> str | None:
+    return None if nano is None else exact_usd(nano)
