@@ -144,7 +144,7 @@ class LeaseBook:
         if over <= 0:
             return cost_nano
         if lease.free_nano < over:
-            self._renew(lease, over)
+            self._cover(lease, over)
         taken = min(over, max(lease.free_nano, 0))
         lease.reserved_nano += taken
         reservation.hold_nano += taken
@@ -213,13 +213,31 @@ class LeaseBook:
             except (Shortfall, Refusal):
                 return  # what is there stays usable; the next request that needs more is refused
 
+    def _cover(self, lease: Lease, over_nano: int) -> None:
+        """For an answer that cost more than its hold: the overrun, else what the budgets have."""
+        with lease.lock:
+            need_nano = over_nano - lease.free_nano
+            try:
+                self._ask(lease, need_nano, need_nano)
+            except Shortfall as ex:
+                left_nano = need_nano - max(failure.missing_nano for failure in ex.failing)
+                try:
+                    if left_nano > 0:
+                        self._ask(lease, left_nano, left_nano)
+                except (Shortfall, Refusal):
+                    return  # somebody else took it: the rest is written off
+            except Refusal:
+                return
+
     def _grant(self, lease: Lease, need_nano: int, hold_nano: int) -> None:
-        """One grant. A failed call leaves the outcome unknown: the same grant_no is asked again,
-        which the centre answers with the first result."""
-        now_s = self._clock.monotonic_s()
-        soon = now_s - lease.granted_s < 1.0
+        """One grant, larger the sooner it follows the last one."""
+        soon = self._clock.monotonic_s() - lease.granted_s < 1.0
         lease.factor = min(lease.factor * 2, GRANT_HOLDS_MAX) if soon else GRANT_HOLDS_MIN
-        want_nano = max(need_nano, min(hold_nano * lease.factor, WANT_MAX_NANO))
+        self._ask(lease, need_nano, max(need_nano, min(hold_nano * lease.factor, WANT_MAX_NANO)))
+
+    def _ask(self, lease: Lease, need_nano: int, want_nano: int) -> None:
+        """A failed call leaves the outcome unknown: the same number is asked again, which the
+        centre answers with the first result."""
         number = lease.grant_no + 1
         try:
             granted = self._threads.apply(
@@ -233,7 +251,7 @@ class LeaseBook:
         except DatabaseUnavailable as ex:
             raise Refusal(Code.UNAVAILABLE, "budgets cannot be read now; try again") from ex
         lease.grant_no = number
-        lease.granted_s = now_s
+        lease.granted_s = self._clock.monotonic_s()
         lease.amount_nano += granted.amount_nano
         self._learn(lease, granted.limits)
 

@@ -1,0 +1,165 @@
+"""A worker's leases over the real budgets, on both engines: admission from memory, growth,
+give-back, recall, and what happens when the centre's answer is lost."""
+
+import pytest
+
+from schemas.errors import Code
+from services.backends.clock import FakeClock
+from services.backends.sql.engine import DatabaseUnavailable
+from services.core.errors import Refusal
+from services.edge.leases import IDLE_CLOSE_S, IDLE_RETURN_S, LeaseBook
+from tests.parts.postgres import database_url, engine  # noqa: F401
+from tests.parts.sql_world import INCARNATION, World
+
+USD = 1_000_000_000
+
+
+class Inline:
+    """Runs the call here; `lose` makes the next call's answer be lost after it took effect."""
+
+    lose = False
+
+    def apply(self, fn, args=()):
+        answer = fn(*args)
+        if self.lose:
+            self.lose = False
+            raise DatabaseUnavailable("the answer was lost")
+        return answer
+
+
+@pytest.fixture
+def world(engine):  # noqa: F811
+    made = World(engine, wallet_nano=10 * USD, quota_nano=8 * USD)
+    yield made
+    made.check()
+
+
+class Desk:
+    """One worker's lease book and what it needs."""
+
+    def __init__(self, world, wait_s=0.0):
+        self.clock = FakeClock()
+        self.threads = Inline()
+        self.closed = []
+        self.key = world.key
+        self.book = LeaseBook(
+            world.budgets,
+            INCARNATION,
+            self.threads,
+            self.clock,
+            wait_s=wait_s,
+            on_closed=self.closed.append,
+        )
+
+    def later(self, seconds):
+        self.clock.sleep(seconds)
+        self.book.poll()
+
+
+@pytest.fixture
+def desk(world):
+    return Desk(world)
+
+
+def test_a_hold_is_taken_from_memory_once_the_lease_is_there(world, desk):
+    first = desk.book.reserve(desk.key, USD // 100)
+    grants = first.lease.grant_no
+    for _ in range(3):
+        desk.book.settle(desk.book.reserve(desk.key, USD // 100), 0)
+    assert first.lease.grant_no == grants
+    assert first.lease.reserved_nano == USD // 100
+
+
+def test_what_does_not_fit_is_refused_with_what_is_missing(desk):
+    with pytest.raises(Refusal) as caught:
+        desk.book.reserve(desk.key, 9 * USD)
+    assert caught.value.code is Code.QUOTA_EXCEEDED
+    assert caught.value.missing_nano == 1 * USD
+    assert caught.value.message.startswith("quota_exceeded")
+
+
+def test_the_charge_is_spent_and_the_rest_is_free_again(desk):
+    held = desk.book.reserve(desk.key, USD)
+    free = held.lease.free_nano
+    desk.book.settle(held, USD // 4)
+    assert held.lease.spent_nano == USD // 4
+    assert held.lease.free_nano == free + USD - USD // 4
+    desk.book.settle(held, USD // 4)  # a second end changes nothing
+    assert held.lease.spent_nano == USD // 4
+
+
+def test_an_overrun_takes_unreserved_money_then_one_grant_then_no_more(desk):
+    held = desk.book.reserve(desk.key, USD)
+    assert desk.book.charge(held, 3 * USD) == 3 * USD
+    desk.book.settle(held, 3 * USD)
+    big = desk.book.reserve(desk.key, 4 * USD)
+    assert desk.book.charge(big, 9 * USD) == 5 * USD  # 8 - 3 are left of the quota
+    desk.book.settle(big, 5 * USD)
+
+
+def test_idle_money_goes_back_and_an_idle_lease_ends(world, desk):
+    held = desk.book.reserve(desk.key, USD)
+    desk.book.settle(held, USD // 2)
+    desk.later(IDLE_RETURN_S + 0.1)
+    assert world.lease(held.lease.id).amount_nano == USD // 2
+    assert not desk.closed
+    desk.later(IDLE_CLOSE_S)
+    assert desk.closed == [held.lease]
+    assert desk.book.reserve(desk.key, 1).lease is not held.lease
+
+
+def test_a_lost_answer_to_a_grant_counts_once(world, desk):
+    desk.threads.lose = True
+    with pytest.raises(Refusal) as caught:
+        desk.book.reserve(desk.key, USD)
+    assert caught.value.code is Code.UNAVAILABLE
+    held = desk.book.reserve(desk.key, USD)
+    assert world.lease(held.lease.id).amount_nano == held.lease.amount_nano
+
+
+def test_a_lost_answer_to_a_give_back_counts_once(world, desk):
+    held = desk.book.reserve(desk.key, USD)
+    desk.book.settle(held, USD)
+    desk.threads.lose = False
+    desk.clock.sleep(IDLE_RETURN_S + 0.1)
+    desk.book.poll()
+    assert world.lease(held.lease.id).amount_nano == held.lease.amount_nano == USD
+    more = desk.book.reserve(desk.key, USD)
+    desk.book.settle(more, 0)
+    desk.clock.sleep(IDLE_RETURN_S + 0.1)
+    real = desk.threads.apply
+
+    def lost_give(fn, args=()):
+        desk.threads.lose = fn.__name__ == "give_back"
+        return real(fn, args)
+
+    desk.threads.apply = lost_give
+    with pytest.raises(DatabaseUnavailable):
+        desk.book.poll()
+    desk.threads.apply = real
+    desk.book.poll()
+    assert world.lease(held.lease.id).amount_nano == held.lease.amount_nano
+
+
+def test_a_recall_brings_idle_money_of_another_worker(world):
+    world.budgets.open_incarnation("edge-other", "edge", "host")
+    mine, other = Desk(world), Desk(world, wait_s=2.0)
+    other.book._incarnation = "edge-other"
+    idle = mine.book.reserve(mine.key, 6 * USD)
+    mine.book.settle(idle, 0)
+    with pytest.raises(Refusal) as caught:
+        Desk(world).book.reserve(mine.key, 4 * USD)  # does not wait
+    assert caught.value.code is Code.QUOTA_EXCEEDED
+    mine.book.poll()  # the recall mark is set: what is idle goes back at once
+    assert other.book.reserve(other.key, 4 * USD).hold_nano == 4 * USD
+
+
+def test_the_headers_number_counts_holds_and_unsettled_spend(world, desk):
+    held = desk.book.reserve(desk.key, USD)
+    desk.book.poll()
+    limits = desk.key.limit_ids
+    assert [desk.book.remaining_nano(limit) for limit in limits] == [
+        state.limit_nano - USD for state in map(desk.book.limits.get, limits)
+    ]
+    desk.book.settle(held, USD // 2)  # not reported yet, counted all the same
+    assert min(desk.book.remaining_nano(limit) for limit in limits) == 8 * USD - USD // 2
