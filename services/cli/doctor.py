@@ -1,0 +1,144 @@
+"""`tollgate doctor`: what is wrong with this installation, in one look."""
+
+import shutil
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import click
+
+from schemas.config import Config
+from services.backends import price_files, settings
+from services.backends.heartbeat import alive
+from services.backends.query_client import QueryClient
+from services.backends.sql import migrate
+from services.backends.sql.catalog import Catalog
+from services.backends.sql.engine import open_engine
+from services.cli.bootstrap import channels
+from services.cli.context import Cli, Command, table
+from services.cli.demo import base_url
+from services.cli.ground import file_system, make_folder
+from services.meter.bootstrap import open_bus
+
+_FREE_BYTES_MIN: Final = 2 * 1024**3
+
+
+class Finding(Exception):
+    """What a check found wrong."""
+
+
+def _python(config: Config) -> str:
+    return f"Python {sys.version.split()[0]}"
+
+
+def _folder(config: Config) -> str:
+    try:
+        make_folder(Path(config.data_dir))
+    except click.ClickException as ex:
+        raise Finding(ex.format_message()) from ex
+    return f"{config.data_dir} on {file_system(Path(config.data_dir)) or 'an unknown file system'}"
+
+
+def _disk(config: Config) -> str:
+    free = shutil.disk_usage(config.data_dir).free
+    if free < _FREE_BYTES_MIN:
+        raise Finding(f"only {free // 1024**2} MB are free; new requests stop when it is full")
+    return f"{free // 1024**3} GB are free"
+
+
+def _secret(config: Config) -> str:
+    settings.load_secret(config.data_dir)
+    return "secret.key is there"
+
+
+def _prices(config: Config) -> str:
+    return f"{len(price_files.load())} models in the price data"
+
+
+def _channels(config: Config) -> str:
+    priced = price_files.load()
+    for each in channels(config):
+        settings.resolve_secret(each.credential)
+    served = {name for each in channels(config) for name in each.models}
+    unpriced = sorted(served - priced.keys())
+    if unpriced:
+        return f"without a price in the data files (refused unless imported): {', '.join(unpriced)}"
+    return f"{len(channels(config))} channels, {len(served)} models"
+
+
+def _database(config: Config) -> str:
+    data_dir = Path(config.data_dir)
+    revision = migrate.current(config.database.url, data_dir)
+    if not revision:
+        raise Finding("the database is not there yet: run tollgate up or tollgate migrate")
+    engine = open_engine(config.database.url, data_dir)
+    catalog = Catalog(engine, settings.load_secret(config.data_dir))
+    return f"revision {revision}, catalog version {catalog.version()}"
+
+
+def _bus(config: Config) -> str:
+    bus = open_bus(config)
+    try:
+        bus.ensure_topics()
+    finally:
+        bus.close()
+    return f"{config.bus.kind} answers"
+
+
+def _roles(config: Config) -> str:
+    roles = [role for role in ("relay", "ledger", "clickhouse") if alive(config, role)]
+    return f"at work on this host: {', '.join(roles) or 'none'}"
+
+
+def _queries(config: Config) -> str:
+    if not alive(config, "clickhouse"):
+        return "no analytics process runs: commands open the files themselves"
+    QueryClient(config).health()
+    return "the query API answers"
+
+
+def _edge(config: Config) -> str:
+    url = base_url(config) + "/readyz"
+    try:
+        with urllib.request.urlopen(url, timeout=3):  # noqa: S310 - our own address
+            return f"{base_url(config)} is ready"
+    except urllib.error.HTTPError as ex:
+        raise Finding(f"{url}: {ex.read(300).decode('utf-8', 'replace')}") from ex
+    except OSError:
+        return f"nothing listens on {base_url(config)}"
+
+
+_CHECKS: Final[dict[str, Callable[[Config], str]]] = {
+    "python": _python,
+    "folder": _folder,
+    "disk": _disk,
+    "secret": _secret,
+    "prices": _prices,
+    "channels": _channels,
+    "database": _database,
+    "bus": _bus,
+    "roles": _roles,
+    "queries": _queries,
+    "edge": _edge,
+}
+
+
+@click.command(cls=Command)
+@click.pass_obj
+def doctor(cli: Cli) -> None:
+    """Checks configuration, folder, database, bus, queries and edge. Exit code 1 when one is
+    wrong."""
+    config = cli.config()
+    found = []
+    for name, check in _CHECKS.items():
+        try:
+            found.append({"check": name, "ok": True, "detail": check(config)})
+        except Exception as ex:  # whatever a check meets is its finding
+            found.append({"check": name, "ok": False, "detail": " ".join(str(ex).split())})
+    rows = [["ok" if each["ok"] else "WRONG", each["check"], each["detail"]] for each in found]
+    cli.show(found, table(("", "check", "detail"), rows))
+    if not all(each["ok"] for each in found):
+        raise click.exceptions.Exit(1)
