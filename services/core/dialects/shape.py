@@ -53,7 +53,10 @@ def _count_media(content: bytes) -> tuple[int, int, int]:
             elif kind in FILE_TYPES:
                 documents += 1
                 encoded += _encoded_bytes(value)
-            stack.extend(value.values())
+            # A source names its own kind (`file`), but may hold whole blocks.
+            source = child(value, "source")
+            stack.extend(part for name, part in value.items() if name != "source")
+            stack.append(source.get("content"))
     return images, documents, encoded
 
 
