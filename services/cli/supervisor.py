@@ -62,8 +62,8 @@ class Supervisor:
         self._looked_s = time.monotonic()
 
     def start(self) -> None:
-        """Starts every part, the last to stop first."""
-        for each in reversed(self._running):
+        """Starts every part."""
+        for each in self._running:
             self._start(each)
 
     def look(self) -> None:

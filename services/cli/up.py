@@ -59,13 +59,12 @@ def up(cli: Cli, host: str | None, port: int | None, quiet: bool) -> None:
         _choose_ports(config)
         simulated = bootstrap.wants_sim(config)
         _say(f"data in {data_dir}")
-        _say("preparing the database, prices and channels")
         _forget_metrics(config)
-        bootstrap.apply(config)
-        made = demonstration.prepare(config)
+        _apply(config)
         supervisor = _supervisor(cli, config, simulated=simulated, quiet=quiet)
         try:
             supervisor.start()
+            made = demonstration.prepare(config)
             ready = _wait(config, supervisor, stop, simulated=simulated)
             if ready and not quiet:
                 where = [*cli.where()] or _data_dir_option(config)
@@ -87,7 +86,27 @@ def _choose_ports(config: Config) -> None:
         config.edge.port = bootstrap.free_port(config.edge.host)
     require_port(config.edge.host, config.edge.port)
     if config.sim.port == 0 and bootstrap.wants_sim(config):
-        config.sim.port = bootstrap.free_port(config.sim.host)
+        config.sim.port = _sim_port(config)
+
+
+def _sim_port(config: Config) -> int:
+    """The port of the last start when it is still free, so that the channels stay the same."""
+    file = under(config, "run/sim.port")
+    try:
+        port = int(file.read_text("ascii"))
+        require_port(config.sim.host, port)
+    except (OSError, ValueError, Refused):
+        port = bootstrap.free_port(config.sim.host)
+        file.write_text(str(port), "ascii")
+    return port
+
+
+def _apply(config: Config) -> None:
+    mark = bootstrap.mark_of(config)
+    if not bootstrap.is_applied(config, mark):
+        _say("preparing the database, prices and channels")
+        bootstrap.apply(config)
+        bootstrap.set_applied(config, mark)
 
 
 def _forget_metrics(config: Config) -> None:
