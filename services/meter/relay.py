@@ -89,6 +89,7 @@ class Relay:
         reaper = None
         if self._budgets is not None:
             reaper = Reaper(self._folder, self._budgets, self._clock, self._store.carried)
+        self._log.info("relay_started", folder=str(self._folder))
         try:
             self._loop(stop, reaper)
         finally:

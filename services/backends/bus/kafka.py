@@ -1,8 +1,8 @@
 """The bus on Kafka 3.x and 4.x brokers, with kafka-python 3.
 
 What the settings below guard against, all measured on 3.0.12: an idempotent producer that passes
-its delivery timeout never sends again (so the timeout is huge and `_Watchdog`-like waiting replaces
-a producer that makes no progress); the default reconnect pause grows to 30 s; without the C package
+its delivery timeout never sends again (so the timeout is huge, and a producer that makes no
+progress is replaced); the default reconnect pause grows to 30 s; without the C package
 `crc32c` sending and reading are four to eight times slower.
 """
 
@@ -57,6 +57,8 @@ class KafkaProducer:
                 raise RecordTooLarge(index, size_bytes(record))
         try:
             self._send(self._prefix + topic, records)
+        except errors.KafkaConfigurationError:
+            raise
         except errors.KafkaError as error:
             self._drop()
             raise BusUnavailable(f"kafka: {type(error).__name__}: {error}") from error
