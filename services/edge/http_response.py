@@ -105,6 +105,7 @@ class Response:
                     continue
                 self._left = int(value)
             elif lower in _HOP_BY_HOP:
+                self.close_after |= lower == "connection" and value.lower() == "close"
                 continue
             lines.append(f"{name}: {value}\r\n")
             count += 1
