@@ -121,10 +121,9 @@ class BucketsResource:
         account_id = self._callers.account(req)
         as_rows = "limit" in asked or "request_id" in asked
         since_us: int | None
-        until_us: int | None
         since_us, until_us = params.window_us(asked, self._clock.now_us())
         if as_rows and "since" not in asked and "until" not in asked:
-            since_us, until_us = None, None
+            since_us = None
         chosen = Filter(
             account_id,
             since_us=since_us,

@@ -76,15 +76,16 @@ def moment_us(params: Params, name: str) -> int | None:
         raise InvalidRequest(message, param=name) from ex
 
 
-def window_us(params: Params, now_us: int) -> tuple[int, int]:
-    """`since` (default 30 days before `until`) and `until` (default now), at most 90 days apart."""
+def window_us(params: Params, now_us: int) -> tuple[int, int | None]:
+    """`since` (default 30 days before `until`) and `until` (None when absent: what happened up to
+    now, by whichever clock), at most 90 days apart."""
     until_us = moment_us(params, "until")
-    until_us = now_us if until_us is None else until_us
+    end_us = now_us if until_us is None else until_us
     since_us = moment_us(params, "since")
-    since_us = max(0, until_us - DEFAULT_WINDOW_US) if since_us is None else since_us
-    if since_us > until_us:
+    since_us = max(0, end_us - DEFAULT_WINDOW_US) if since_us is None else since_us
+    if since_us > end_us:
         raise InvalidRequest("since must not be after until", param="since")
-    if until_us - since_us > MAX_WINDOW_US:
+    if end_us - since_us > MAX_WINDOW_US:
         raise InvalidRequest("the window must not be longer than 90 days", param="since")
     return since_us, until_us
 

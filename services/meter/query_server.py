@@ -26,9 +26,10 @@ class QueryServer:
     def __init__(self, config: Config, app: falcon.App) -> None:
         self._map: dict[int, Any] = {}
         self.socket_path = settings.under(config, config.meter.query_socket)
+        listen = _address(config.meter.query_listen)
         self._servers = [self._unix(app, self.socket_path)]
-        if config.meter.query_listen:
-            self._servers.append(self._tcp(app, config.meter.query_listen))
+        if listen is not None:
+            self._servers.append(self._tcp(app, *listen))
 
     @property
     def tcp_port(self) -> int:
@@ -61,10 +62,16 @@ class QueryServer:
             ident=None,
         )
 
-    def _tcp(self, app: falcon.App, listen: str) -> Any:
-        host, _, port = listen.rpartition(":")
-        if not host or not port.isdecimal():
-            raise settings.ConfigError("meter.query_listen: write host:port")
+    def _tcp(self, app: falcon.App, host: str, port: int) -> Any:
         return waitress.create_server(
-            app, map=self._map, host=host, port=int(port), threads=_THREADS, ident=None
+            app, map=self._map, host=host, port=port, threads=_THREADS, ident=None
         )
+
+
+def _address(listen: str) -> tuple[str, int] | None:
+    if not listen:
+        return None
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdecimal():
+        raise settings.ConfigError("meter.query_listen: write host:port")
+    return host, int(port)
