@@ -5,7 +5,7 @@ import json
 from contextlib import suppress
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from schemas.errors import Code
@@ -134,6 +134,7 @@ def test_bodies_that_are_no_request(name, body, says):
 
 
 @each
+@settings(deadline=None)
 @given(st.binary(max_size=60) | st.text(max_size=60).map(str.encode))
 def test_no_bytes_raise_anything_else(name, body):
     with suppress(InvalidRequest):

@@ -1,7 +1,7 @@
 """Cutting event streams: any split of the bytes gives the same events."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.core.framing import EventSplitter, events, events_with, frame, lf_only, payload
@@ -21,6 +21,7 @@ def streams(draw):
     return [item.replace("\n", end).encode() for item in found], rest.replace("\n", end).encode()
 
 
+@settings(deadline=None)
 @given(streams(), st.data())
 def test_any_split_gives_the_same_events(stream, data):
     whole, rest = stream

@@ -4,7 +4,7 @@ import json
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.core.json_span import append_member, find_value, replace_value
@@ -17,6 +17,7 @@ VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(
     st.dictionaries(KEYS, VALUES, max_size=5),
     VALUES,
@@ -36,6 +37,7 @@ def test_replaces_only_the_top_level_member(others, value, place, ascii_only, in
     assert edited == body[: span[0]] + b'"new"' + body[span[1] :]
 
 
+@settings(deadline=None)
 @given(st.dictionaries(KEYS, VALUES, max_size=5), VALUES)
 def test_an_appended_member_counts(others, value):
     body = json.dumps(others).encode()
