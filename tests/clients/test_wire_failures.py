@@ -218,10 +218,7 @@ def test_refusals_have_the_dialects_shape(stack, dialect, case):
     [
         (b"{not json", None),
         (b'{"model": "gpt-5-mini"}', "messages"),
-        (
-            b'{"model": "gpt-5-mini", "messages": [{"role": "king", "content": "x"}]}',
-            "messages[0].role",
-        ),
+        (b'{"model": "gpt-5-mini", "messages": "x"}', "messages"),
         (b'{"messages": [{"role": "user", "content": "x"}]}', "model"),
     ],
 )
@@ -255,10 +252,9 @@ def test_a_quota_that_does_not_suffice(stack):
 def test_a_revoked_key_stops_within_a_second(stack):
     key = stack.new_key()
     assert post(stack, "chat", key, stream=False).status == 200
-    mine = [
-        k for k in json.loads(stack.cli("key", "list", "--json").stdout) if key[-4:] in k["masked"]
-    ]
-    stack.cli("key", "revoke", mine[-1]["id"])
+    listed = json.loads(stack.cli("key", "list", "--json").stdout)
+    mine = [row["id"] for row in listed if row["key"].endswith(key[-4:])]
+    stack.cli("key", "revoke", mine[-1])
     time.sleep(1.0)
     reply = post(stack, "chat", key, stream=False)
     assert (reply.status, reply.json()["error"]["code"]) == (401, "invalid_api_key")

@@ -15,11 +15,16 @@ import subprocess
 import sys
 import time
 import tomllib
+import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 
 import pytest
 
+from services.backends import settings
+from services.cli import bootstrap
+from services.core.money import parse_usd
 from tests.parts.sim import Sim
 
 ROOT = Path(__file__).parent.parent.parent
@@ -150,6 +155,7 @@ class Stack:
             wanted[name] = {**wanted.get(name, {}), **fields}
         write_config(self.config_file, wanted, _channels(self.sim.base_url))
         self._keys: dict[str, str] = {}
+        self._books: bootstrap.Books | None = None
         self.output = folder / "up.log"
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -212,17 +218,21 @@ class Stack:
             raise RuntimeError(f"tollgate {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done
 
-    def new_key(self, group: str = "default", usd: str = "100", **more: str) -> str:
-        """A key of a new account with `usd` in its wallet."""
-        name = f"{group}-{len(self._keys)}-{time.monotonic_ns() % 1_000_000}"
-        self.cli("account", "create", name)
+    def new_key(self, group: str = "default", usd: str = "100", quota: str | None = None) -> str:
+        """A key of a new account with `usd` in its wallet. Written straight into the catalog, as
+        `tollgate account` and `tollgate key` do, for the sake of the time that each would take."""
+        books = self._open_books()
+        account = books.catalog.create_account(f"{group}-{uuid.uuid4().hex[:8]}")
         if usd != "0":
-            self.cli("account", "topup", name, usd)
-        flags = [part for k, v in more.items() for part in (f"--{k}", v)]
-        made = self.cli(
-            "key", "create", "--account", name, "--name", "k", "--group", group, *flags, "--json"
-        )
-        return json.loads(made.stdout)["key"]
+            books.wallets.move(account.id, "topup", parse_usd(usd), "", "test")
+        quota_nano = parse_usd(quota) if quota else None
+        return books.catalog.create_key(account.id, "test", group, quota_nano)[1]
+
+    def _open_books(self) -> bootstrap.Books:
+        if self._books is None:
+            config = settings.load(self.config_file, {}, data_dir=str(self.data_dir))
+            self._books = bootstrap.open_books(config)
+        return self._books
 
     def key(self, group: str = "default") -> str:
         """The one key that the tests share for a group."""
@@ -240,7 +250,7 @@ class Stack:
         rows: list[dict] = []
         cursor = ""
         while True:
-            page = self.get(f"/v1/usage?limit=100{cursor}", key)
+            page = self.get(f"/v1/usage?limit=1000{cursor}", key)
             rows += page["data"]
             if not page.get("next_cursor"):
                 return rows
