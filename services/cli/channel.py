@@ -8,8 +8,8 @@ import requests
 
 from schemas import config as shape
 from services.backends import settings
-from services.cli.bootstrap import channels
 from services.cli.context import Cli, Group, table
+from services.cli.installation import channels
 
 _PATHS: Final = {
     "anthropic": "/v1/messages",

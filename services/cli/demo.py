@@ -5,15 +5,18 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import click
 
 from schemas.config import Config
 from services.backends.settings import under
-from services.cli.bootstrap import Books, host_in_url, open_books
 from services.cli.context import Cli, Command
+from services.cli.installation import host_in_url
 from services.core.money import NANO_PER_USD
+
+if TYPE_CHECKING:
+    from services.cli.bootstrap import Books
 
 NAME: Final = "demo"
 FILE: Final = "demo.json"
@@ -38,6 +41,8 @@ class Demo(NamedTuple):
 def prepare(config: Config) -> Demo:
     """The demo account with its first $10 and a live key, made at the first call. Writes
     `demo.json` (mode 0600) into the data folder."""
+    from services.cli.bootstrap import open_books  # late: a second start prints it when all runs
+
     books = open_books(config)
     known = [found for found in books.catalog.accounts() if found.name == NAME]
     account = known[0] if known else books.catalog.create_account(NAME)
@@ -48,12 +53,21 @@ def prepare(config: Config) -> Demo:
     return made
 
 
+def is_prepared(config: Config) -> bool:
+    """Whether `demo.json` is there and names this address."""
+    try:
+        body = json.loads(under(config, FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(body, dict) and body.get("base_url") == base_url(config)
+
+
 def base_url(config: Config) -> str:
     """Where a client on this machine reaches the edge."""
     return f"http://{host_in_url(config.edge.host)}:{config.edge.port}"
 
 
-def _live_secret(books: Books, account_id: str) -> str:
+def _live_secret(books: "Books", account_id: str) -> str:
     for found in books.catalog.keys(account_id):
         if found.name == NAME and found.status == "active" and found.expires_at is None:
             return books.catalog.key_secret(found.id)

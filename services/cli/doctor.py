@@ -17,10 +17,10 @@ from services.backends.query_client import QueryClient
 from services.backends.sql import migrate
 from services.backends.sql.catalog import Catalog
 from services.backends.sql.engine import open_engine
-from services.cli.bootstrap import channels
 from services.cli.context import Cli, Command, table
 from services.cli.demo import base_url
 from services.cli.ground import file_system, make_folder
+from services.cli.installation import channels
 from services.meter.bootstrap import open_bus
 
 _FREE_BYTES_MIN: Final = 2 * 1024**3

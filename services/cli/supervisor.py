@@ -22,13 +22,14 @@ _LOG_LOOK_S: Final = 10.0
 
 
 class Part(NamedTuple):
-    """One process: its role, command, seconds from SIGTERM to SIGKILL, and whether its standard
-    output is the operator's (else it goes to the log, as its errors do)."""
+    """One process: its role, command, seconds from SIGTERM to SIGKILL, whether its standard
+    output is the operator's (else it goes to the log, as its errors do), and its niceness."""
 
     role: str
     command: Sequence[str]
     grace_s: float
     shows: bool = False
+    niceness: int = 0
 
 
 class PartKeepsDying(Exception):
@@ -136,9 +137,16 @@ class Supervisor:
                 stdout=output,
                 stderr=log,
                 start_new_session=True,
-                preexec_fn=die_with_parent,
+                preexec_fn=lambda: _prepare(each.part.niceness),
             )
         each.started_s = time.monotonic()
+
+
+def _prepare(niceness: int) -> None:
+    """In the new process, before its command."""
+    die_with_parent()
+    if niceness:
+        os.nice(niceness)
 
 
 def _kill_session(leader: int) -> None:

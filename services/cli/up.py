@@ -13,8 +13,8 @@ import click
 from schemas.config import Config
 from services.backends import lifecycle, settings
 from services.backends.settings import under
-from services.cli import bootstrap
 from services.cli import demo as demonstration
+from services.cli import installation
 from services.cli.context import Cli, Command
 from services.cli.ground import FolderLock, Refused, make_folder, require_port
 from services.cli.supervisor import Part, PartKeepsDying, Supervisor
@@ -57,20 +57,20 @@ def up(cli: Cli, host: str | None, port: int | None, quiet: bool) -> None:
     make_folder(data_dir)
     with FolderLock(data_dir):
         _choose_ports(config)
-        simulated = bootstrap.wants_sim(config)
+        simulated = installation.wants_sim(config)
         _say(f"data in {data_dir}")
         _forget_metrics(config)
         _apply(config)
         supervisor = _supervisor(cli, config, simulated=simulated, quiet=quiet)
         try:
             supervisor.start()
-            made = demonstration.prepare(config)
+            if not demonstration.is_prepared(config):  # else later, so that all is ready sooner
+                demonstration.prepare(config)
             ready = _wait(config, supervisor, stop, simulated=simulated)
-            if ready and not quiet:
+            made = demonstration.prepare(config) if ready else None
+            if made is not None and not quiet:
                 where = [*cli.where()] or _data_dir_option(config)
                 click.echo(demonstration.examples(made, where, simulated=simulated))
-            elif ready:
-                _say(f"ready on {made.base_url}")
             while ready and not stop.wait(0.2):
                 supervisor.look()
         finally:
@@ -83,9 +83,9 @@ def up(cli: Cli, host: str | None, port: int | None, quiet: bool) -> None:
 
 def _choose_ports(config: Config) -> None:
     if config.edge.port == 0:
-        config.edge.port = bootstrap.free_port(config.edge.host)
+        config.edge.port = installation.free_port(config.edge.host)
     require_port(config.edge.host, config.edge.port)
-    if config.sim.port == 0 and bootstrap.wants_sim(config):
+    if config.sim.port == 0 and installation.wants_sim(config):
         config.sim.port = _sim_port(config)
 
 
@@ -96,17 +96,19 @@ def _sim_port(config: Config) -> int:
         port = int(file.read_text("ascii"))
         require_port(config.sim.host, port)
     except (OSError, ValueError, Refused):
-        port = bootstrap.free_port(config.sim.host)
+        port = installation.free_port(config.sim.host)
         file.write_text(str(port), "ascii")
     return port
 
 
 def _apply(config: Config) -> None:
-    mark = bootstrap.mark_of(config)
-    if not bootstrap.is_applied(config, mark):
+    mark = installation.mark_of(config)
+    if not installation.is_applied(config, mark):
+        from services.cli.bootstrap import apply
+
         _say("preparing the database, prices and channels")
-        bootstrap.apply(config)
-        bootstrap.set_applied(config, mark)
+        apply(config)
+        installation.set_applied(config, mark)
 
 
 def _forget_metrics(config: Config) -> None:
@@ -122,7 +124,10 @@ def _supervisor(cli: Cli, config: Config, *, simulated: bool, quiet: bool) -> Su
     parts = [
         Part("edge", [*ours, "edge"], grace_s),
         Part("books", books if quiet else [*books, "--live"], _BOOKS_GRACE_S, shows=not quiet),
-        Part("analytics", [*ours, "meter", "--roles", "clickhouse,query"], _BOOKS_GRACE_S),
+        # A heavy query never takes the processor from the parts that serve and bill.
+        Part(
+            "analytics", [*ours, "meter", "--roles", "clickhouse,query"], _BOOKS_GRACE_S, niceness=5
+        ),
     ]
     if simulated:
         where = ["--host", config.sim.host, "--port", str(config.sim.port)]
@@ -156,7 +161,7 @@ def _wait(config: Config, supervisor: Supervisor, stop: Stopped, *, simulated: b
         missing = _missing(url)
         now_s = time.monotonic()
         if missing is None:
-            _say(f"ready after {now_s - began_s:.1f} s")
+            _say(f"ready on {demonstration.base_url(config)} after {now_s - began_s:.1f} s")
             return True
         if now_s - began_s > READY_S:
             raise Refused(f"not ready after {READY_S:.0f} s: {missing}")
