@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 
-from schemas.errors import SHAPES, Code, Stage
+from schemas.errors import Code, Stage
 from schemas.events import Error, LeaseClosed, Request, Usage
 from services.backends.clock import Clock
 from services.backends.lifecycle import crash_point
@@ -129,13 +129,13 @@ class Recorder:
             if event.written_off_nano:
                 counters.add("tollgate_written_off_nano_total", amount=event.written_off_nano)
 
-    def refused(self, x: Exchange, refusal: Refusal) -> None:
-        """A refusal of a known key: an error event of its own, without a request before it."""
+    def refused(self, x: Exchange, refusal: Refusal, status: int) -> None:
+        """A refusal of a known key, sent with `status`: an error event of its own, without a
+        request before it."""
         self._counters.add("tollgate_refusals_total", refusal.code)
         if x.key is None or x.requested:
             return
         verdict = refused(refusal.code)
-        status = SHAPES[refusal.code].status
         self._outbox.append(self._terminal(x, verdict, None, 0, status, refusal.message))
 
     def lease_closed(self, lease: Lease) -> None:

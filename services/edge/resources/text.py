@@ -217,11 +217,11 @@ class TextResource:
     # -- endings --------------------------------------------------------------------------------
 
     def _refuse(self, x: Exchange, resp: falcon.Response, refusal: Refusal) -> None:
+        status = render(resp, x.dialect, refusal, x.request_id, x)
         try:
-            self._worker.recorder.refused(x, refusal)
+            self._worker.recorder.refused(x, refusal, status)
         except DiskFull:
             log.warning("refusal_not_recorded", request_id=x.request_id, reason="disk full")
-        render(resp, x.dialect, refusal, x.request_id, x)
 
     def _fail(self, x: Exchange, resp: falcon.Response, failure: Failure) -> None:
         """Every channel failed, or the one that answered sent no usable answer: free."""
