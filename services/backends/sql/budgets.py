@@ -29,7 +29,7 @@ from services.backends.sql.engine import now_us, read, write
 from services.backends.sql.lease_reads import (
     limit_rows,
     limit_states,
-    pending_by_limit,
+    pending_of_account,
     sync_reply,
     wallet_balance,
 )
@@ -165,7 +165,7 @@ class Budgets:
                 # The same first grant, sent twice, may have committed while the limits were
                 # waited for.
                 held = _lease_of(connection, lease_id, incarnation_id, key_id, lock=False)
-            pending = pending_by_limit(connection, lease.c.account_id == key.account_id)
+            pending = pending_of_account(connection, key.account_id)
             states = limit_states(rows, pending)
             if held is not None and held.grant_no == grant_no:
                 return Granted(held.grant_nano, held.amount_nano, states)
@@ -176,11 +176,12 @@ class Budgets:
             except Shortfall as ex:
                 _mark_recall(connection, ex)
                 return ex
-            _take(connection, limit_ids, amount_nano)
+            connection.execute(_TAKE, {"limits": limit_ids, "nano": amount_nano})
             if held is None:
                 _insert_lease(connection, lease_id, incarnation_id, key, limit_ids, amount_nano)
             else:
-                _grow_lease(connection, held, grant_no, amount_nano)
+                grown = {"lease": lease_id, "number": grant_no, "nano": amount_nano}
+                connection.execute(_GROW, grown)
             total_nano = amount_nano + (held.amount_nano if held else 0)
             return Granted(
                 amount_nano, total_nano, [_leased(state, amount_nano) for state in states]
@@ -197,17 +198,8 @@ class Budgets:
         assert amount_nano >= 0
 
         def attempt(connection: Connection) -> bool:
-            row = connection.execute(
-                update(lease)
-                .where(
-                    lease.c.id == lease_id,
-                    lease.c.state == "open",
-                    lease.c.give_no == give_no - 1,
-                    lease.c.amount_nano - lease.c.consumed_nano >= amount_nano,
-                )
-                .values(amount_nano=lease.c.amount_nano - amount_nano, give_no=give_no)
-                .returning(lease.c.limit_ids)
-            ).one_or_none()
+            given = {"lease": lease_id, "number": give_no, "nano": amount_nano}
+            row = connection.execute(_GIVE, given).one_or_none()
             if row is not None:
                 returned = dict.fromkeys(_ids(row.limit_ids), (0, -amount_nano))
                 _move_limits(connection, returned)
@@ -227,12 +219,11 @@ class Budgets:
 
         def attempt(connection: Connection) -> SyncReply:
             connection.execute(
-                update(lease)
-                .where(lease.c.id == bindparam("lease"), lease.c.incarnation_id == incarnation_id)
-                .values(reserved_nano=bindparam("reserved"), spent_nano=bindparam("spent")),
+                _REPORT,
                 [
                     {
                         "lease": each.lease_id,
+                        "incarnation": incarnation_id,
                         "reserved": each.reserved_nano,
                         "spent": each.spent_nano,
                     }
@@ -279,30 +270,71 @@ def _ids(text: str) -> list[str]:
     return msgspec.json.decode(text, type=list[str])
 
 
+# Built once: building a statement costs as much time as running it.
+_STATE: Final = (
+    select(incarnation.c.state)
+    .where(incarnation.c.id == bindparam("incarnation"))
+    .with_for_update(read=True)
+)
+_KEY: Final = (
+    select(
+        api_key.c.id,
+        api_key.c.account_id,
+        api_key.c.quota_limit_id,
+        account.c.wallet_limit_id,
+        (
+            (api_key.c.status == "active")
+            & (account.c.status == "active")
+            & or_(api_key.c.expires_at.is_(None), api_key.c.expires_at > now_us())
+        ).label("live"),
+    )
+    .join(account, account.c.id == api_key.c.account_id)
+    .where(api_key.c.id == bindparam("key"))
+    .with_for_update(read=True, of=api_key)
+)
+_LEASE: Final = select(lease).where(lease.c.id == bindparam("lease"))
+_LEASE_LOCKED: Final = _LEASE.with_for_update()
+_NEW_LEASE: Final = insert(lease).values(opened_at=now_us())
+_GROW: Final = (
+    update(lease)
+    .where(lease.c.id == bindparam("lease"))
+    .values(
+        amount_nano=lease.c.amount_nano + bindparam("nano"),
+        grant_no=bindparam("number"),
+        grant_nano=bindparam("nano"),
+    )
+)
+_TAKE: Final = (
+    update(limit_row)
+    .where(limit_row.c.id.in_(bindparam("limits", expanding=True)))
+    .values(leased_nano=limit_row.c.leased_nano + bindparam("nano"))
+)
+_GIVE: Final = (
+    update(lease)
+    .where(
+        lease.c.id == bindparam("lease"),
+        lease.c.state == "open",
+        lease.c.give_no == bindparam("number") - 1,
+        lease.c.amount_nano - lease.c.consumed_nano >= bindparam("nano"),
+    )
+    .values(amount_nano=lease.c.amount_nano - bindparam("nano"), give_no=bindparam("number"))
+    .returning(lease.c.limit_ids)
+)
+_REPORT: Final = (
+    update(lease)
+    .where(lease.c.id == bindparam("lease"), lease.c.incarnation_id == bindparam("incarnation"))
+    .values(reserved_nano=bindparam("reserved"), spent_nano=bindparam("spent"))
+)
+
+
 def _require_open(connection: Connection, incarnation_id: str) -> None:
-    query = select(incarnation.c.state).where(incarnation.c.id == incarnation_id)
-    state = connection.execute(query.with_for_update(read=True)).scalar_one_or_none()
+    state = connection.execute(_STATE, {"incarnation": incarnation_id}).scalar_one_or_none()
     if state != "open":
         raise IncarnationNotOpen(f"{incarnation_id}: {state or 'unknown'}")
 
 
 def _active_key(connection: Connection, key_id: str) -> Row[Any]:
-    row = connection.execute(
-        select(
-            api_key.c.id,
-            api_key.c.account_id,
-            api_key.c.quota_limit_id,
-            account.c.wallet_limit_id,
-            (
-                (api_key.c.status == "active")
-                & (account.c.status == "active")
-                & or_(api_key.c.expires_at.is_(None), api_key.c.expires_at > now_us())
-            ).label("live"),
-        )
-        .join(account, account.c.id == api_key.c.account_id)
-        .where(api_key.c.id == key_id)
-        .with_for_update(read=True, of=api_key)
-    ).one_or_none()
+    row = connection.execute(_KEY, {"key": key_id}).one_or_none()
     if row is None or not row.live:
         raise KeyNotActive(key_id)
     return row
@@ -311,8 +343,8 @@ def _active_key(connection: Connection, key_id: str) -> Row[Any]:
 def _lease_of(
     connection: Connection, lease_id: str, incarnation_id: str, key_id: str, *, lock: bool
 ) -> Row[Any] | None:
-    query = select(lease).where(lease.c.id == lease_id)
-    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    query = _LEASE_LOCKED if lock else _LEASE
+    row = connection.execute(query, {"lease": lease_id}).one_or_none()
     if row is not None and (
         row.state != "open" or row.incarnation_id != incarnation_id or row.key_id != key_id
     ):
@@ -331,14 +363,6 @@ def _mark_recall(connection: Connection, shortfall: Shortfall) -> None:
             .where(limit_row.c.id.in_([each.limit_id for each in shortfall.failing]))
             .values(recall_at=now_us())
         )
-
-
-def _take(connection: Connection, limit_ids: Sequence[str], amount_nano: int) -> None:
-    connection.execute(
-        update(limit_row)
-        .where(limit_row.c.id.in_(limit_ids))
-        .values(leased_nano=limit_row.c.leased_nano + amount_nano)
-    )
 
 
 def _insert_lease(
@@ -364,21 +388,8 @@ def _insert_lease(
         "grant_nano": amount_nano,
         "give_no": 0,
         "state": "open",
-        "opened_at": now_us(),
     }
-    connection.execute(insert(lease).values(row))
-
-
-def _grow_lease(connection: Connection, held: Row[Any], grant_no: int, amount_nano: int) -> None:
-    connection.execute(
-        update(lease)
-        .where(lease.c.id == held.id)
-        .values(
-            amount_nano=lease.c.amount_nano + amount_nano,
-            grant_no=grant_no,
-            grant_nano=amount_nano,
-        )
-    )
+    connection.execute(_NEW_LEASE, row)
 
 
 def _move_limits(connection: Connection, moves: dict[str, tuple[int, int]]) -> None:

@@ -1,10 +1,10 @@
 """Many rows as one parameter: a statement over a batch is one round trip on either engine."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ARRAY, Connection, FromClause, Table, bindparam, column, func, select
+from sqlalchemy import ARRAY, Connection, FromClause, Table, Text, bindparam, column, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
@@ -35,6 +35,23 @@ def rows_as_table(
         for at, (column_name, kind) in enumerate(columns.items())
     ]
     return select(*cells, (each.c.key + 1).label("place")).subquery(name)
+
+
+def ids_table(dialect: str) -> FromClause:
+    """One column `id` out of the parameter `ids`, which `ids_value` makes: for statements that
+    are built once."""
+    if dialect == "postgresql":
+        ids = bindparam("ids", type_=ARRAY(Text()))
+        return func.unnest(ids).table_valued(column("id", Text()), name="named").render_derived()
+    each = func.json_each(bindparam("ids", type_=Text())).table_valued(
+        column("value", Text()), name="named_json"
+    )
+    return select(each.c.value.label("id")).subquery("named")
+
+
+def ids_value(dialect: str, ids: Iterable[str]) -> list[str] | str:
+    listed = list(ids)
+    return listed if dialect == "postgresql" else msgspec.json.encode(listed).decode()
 
 
 def insert_into(connection: Connection, table: Table) -> postgresql.Insert | sqlite.Insert:

@@ -26,6 +26,7 @@ STATEMENT_TIMEOUT_MS: Final = 60_000
 
 _WRITE: Final = "tollgate_write"
 _REPEAT_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
+_TROUBLE: Final = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
 _REPEAT_SQLITE: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
 
@@ -108,7 +109,9 @@ def write(engine: Engine, fn: Callable[[Connection], T]) -> T:
                 connection = connection.execution_options(**{_WRITE: True})
                 with connection.begin():
                     return fn(connection)
-        except (exc.OperationalError, exc.InternalError, exc.TimeoutError) as ex:
+        except _TROUBLE as ex:
+            if _at_fault(ex):
+                raise
             if attempt == ATTEMPTS or not _worth_repeating(ex):
                 raise DatabaseUnavailable(_first_line(ex)) from ex
         time.sleep(random.uniform(0, pause_s))
@@ -126,7 +129,9 @@ def read(engine: Engine, fn: Callable[[Connection], T]) -> T:
                 )
             with connection.begin():
                 return fn(connection)
-    except (exc.OperationalError, exc.InternalError, exc.TimeoutError) as ex:
+    except _TROUBLE as ex:
+        if _at_fault(ex):
+            raise
         raise DatabaseUnavailable(_first_line(ex)) from ex
 
 
@@ -140,6 +145,11 @@ def _worth_repeating(ex: Exception) -> bool:
     if getattr(cause, "sqlstate", None) in _REPEAT_SQLSTATES:
         return True
     return str(getattr(cause, "sqlite_errorname", "")).startswith(_REPEAT_SQLITE)
+
+
+def _at_fault(ex: Exception) -> bool:
+    # A wrong statement (no such table) is an OperationalError too, on SQLite only.
+    return getattr(getattr(ex, "orig", None), "sqlite_errorname", "") == "SQLITE_ERROR"
 
 
 def _first_line(ex: Exception) -> str:

@@ -1,12 +1,23 @@
 """Readings of limits and leases; nothing here changes a row."""
 
+import functools
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import ColumnElement, Connection, Row, Text, and_, case, func, select
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Row,
+    Select,
+    and_,
+    bindparam,
+    case,
+    func,
+    select,
+)
 
-from services.backends.sql.bulk import rows_as_table
+from services.backends.sql.bulk import ids_table, ids_value
 from services.backends.sql.engine import now_us
 from services.backends.sql.lease_records import Balance, SyncReply
 from services.backends.sql.tables import account, incarnation, lease, limit_row
@@ -33,17 +44,51 @@ def limit_states(rows: Iterable[Row[Any]], pending: dict[str, int]) -> list[Limi
     ]
 
 
-def pending_by_limit(connection: Connection, accounts: ColumnElement[bool]) -> dict[str, int]:
-    """Held or spent and not settled, nano by limit id, over the live leases of `accounts`."""
+def _pending(accounts: ColumnElement[bool]) -> Select[Any]:
     unsettled = lease.c.reserved_nano + lease.c.spent_nano - lease.c.consumed_nano
     left = lease.c.amount_nano - lease.c.consumed_nano
     # A report may be older than the settlement of what it tells: never below 0, never above left.
-    pending = case((unsettled < 0, 0), (unsettled > left, left), else_=unsettled)
-    rows = connection.execute(
-        select(lease.c.limit_ids, func.sum(pending).label("nano"))
+    nano = case((unsettled < 0, 0), (unsettled > left, left), else_=unsettled)
+    return (
+        select(lease.c.limit_ids, func.sum(nano).label("nano"))
         .where(LIVE, accounts)
         .group_by(lease.c.limit_ids)
     )
+
+
+# Built once: building a statement costs as much time as running it.
+_MINE: Final = and_(lease.c.incarnation_id == bindparam("incarnation"), LIVE)
+_OWN: Final = select(lease.c.id, lease.c.limit_ids).where(_MINE)
+_STATE: Final = select(incarnation.c.state).where(incarnation.c.id == bindparam("incarnation"))
+_PENDING_OF_ACCOUNT: Final = _pending(lease.c.account_id == bindparam("account"))
+_PENDING_OF_MINE: Final = _pending(lease.c.account_id.in_(select(lease.c.account_id).where(_MINE)))
+
+
+@functools.cache
+def _limits(dialect: str, *, lock: bool) -> Select[Any]:
+    query = (
+        select(limit_row, (limit_row.c.recall_at > now_us() - RECALL_US).label("recalled"))
+        .where(limit_row.c.id.in_(select(ids_table(dialect).c.id)))
+        .order_by(limit_row.c.id)
+    )
+    return query.with_for_update(of=limit_row) if lock else query
+
+
+def limit_rows(
+    connection: Connection, limit_ids: Iterable[str], *, lock: bool = False
+) -> Sequence[Row[Any]]:
+    """The rows of `limit_ids` in id order, `recalled` telling whether a recall mark stands."""
+    dialect = connection.dialect.name
+    query = _limits(dialect, lock=lock)
+    return connection.execute(query, {"ids": ids_value(dialect, limit_ids)}).all()
+
+
+def pending_of_account(connection: Connection, account_id: str) -> dict[str, int]:
+    """Held or spent and not settled, nano by limit id, over the account's live leases."""
+    return _by_limit(connection.execute(_PENDING_OF_ACCOUNT, {"account": account_id}))
+
+
+def _by_limit(rows: Iterable[Row[Any]]) -> dict[str, int]:
     totals: dict[str, int] = {}
     for row in rows:
         for limit_id in msgspec.json.decode(row.limit_ids, type=list[str]):
@@ -51,39 +96,23 @@ def pending_by_limit(connection: Connection, accounts: ColumnElement[bool]) -> d
     return totals
 
 
-def limit_rows(
-    connection: Connection, limit_ids: Iterable[str], *, lock: bool = False
-) -> Sequence[Row[Any]]:
-    """The rows of `limit_ids` in id order, `recalled` telling whether a recall mark stands."""
-    named = rows_as_table(connection, "named", {"id": Text()}, [[each] for each in limit_ids])
-    query = (
-        select(limit_row, (limit_row.c.recall_at > now_us() - RECALL_US).label("recalled"))
-        .where(limit_row.c.id.in_(select(named.c.id)))
-        .order_by(limit_row.c.id)
-    )
-    return connection.execute(query.with_for_update(of=limit_row) if lock else query).all()
-
-
 def sync_reply(connection: Connection, incarnation_id: str) -> SyncReply:
     """What a worker must know about its leases' limits."""
-    state = connection.execute(
-        select(incarnation.c.state).where(incarnation.c.id == incarnation_id)
-    ).scalar_one_or_none()
-    mine = and_(lease.c.incarnation_id == incarnation_id, LIVE)
+    me = {"incarnation": incarnation_id}
+    state = connection.execute(_STATE, me).scalar_one_or_none() or "unknown"
     own = [
         (row.id, msgspec.json.decode(row.limit_ids, type=list[str]))
-        for row in connection.execute(select(lease.c.id, lease.c.limit_ids).where(mine))
+        for row in connection.execute(_OWN, me)
     ]
     if not own:
-        return SyncReply({}, set(), state or "unknown")
+        return SyncReply({}, set(), state)
     rows = limit_rows(connection, {each for _, ids in own for each in ids})
-    accounts = lease.c.account_id.in_(select(lease.c.account_id).where(mine))
-    states = limit_states(rows, pending_by_limit(connection, accounts))
+    states = limit_states(rows, _by_limit(connection.execute(_PENDING_OF_MINE, me)))
     recalled = {row.id for row in rows if row.recalled}
     return SyncReply(
         {each.limit_id: each for each in states},
         {lease_id for lease_id, ids in own if not recalled.isdisjoint(ids)},
-        state or "unknown",
+        state,
     )
 
 
@@ -96,7 +125,7 @@ def wallet_balance(connection: Connection, account_id: str) -> Balance | None:
     ).one_or_none()
     if row is None:
         return None
-    held = pending_by_limit(connection, lease.c.account_id == account_id).get(row.id, 0)
+    held = pending_of_account(connection, account_id).get(row.id, 0)
     return Balance(
         available_nano=row.limit_nano - row.settled_nano - held,
         limit_nano=row.limit_nano,

@@ -292,16 +292,9 @@ class LedgerStore:
         )
 
     def is_dead(self, connection: Connection, event_id: str, body: bytes) -> bool:
-        """Whether exactly these bytes under this id were set aside before."""
-        query = select(dead_event.c.id).where(
-            dead_event.c.event_id == _storable(event_id), dead_event.c.body == body
-        )
-        return connection.execute(query.limit(1)).first() is not None
-
-    def is_dead(self, connection: Connection, event_id: str, body: bytes) -> bool:
         """Whether these bytes were set aside under this id."""
         query = select(dead_event.c.id).where(
-            dead_event.c.event_id == event_id, dead_event.c.body == body
+            dead_event.c.event_id == _storable(event_id), dead_event.c.body == body
         )
         return connection.execute(query.limit(1)).first() is not None
 

@@ -1,0 +1,192 @@
+"""Transactions: whole or not at all, repeated when that helps, also when a process dies in one."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from sqlalchemy import exc, insert, select, text, update
+
+from services.backends.sql.engine import (
+    DatabaseUnavailable,
+    database_now_us,
+    open_engine,
+    read,
+    write,
+)
+from services.backends.sql.tables import catalog_version, limit_row, routing_group
+from tests.parts.postgres import database_url, engine  # noqa: F401
+from tests.parts.sql_world import World
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def version(engine):  # noqa: F811
+    return read(engine, lambda c: c.execute(select(catalog_version.c.version)).scalar_one())
+
+
+def bump(connection):
+    connection.execute(update(catalog_version).values(version=catalog_version.c.version + 1))
+
+
+def test_an_exception_rolls_back_and_passes(engine):  # noqa: F811
+    class Stop(Exception):
+        pass
+
+    def fn(connection):
+        bump(connection)
+        raise Stop
+
+    with pytest.raises(Stop):
+        write(engine, fn)
+    assert version(engine) == 1
+
+
+def test_writers_take_turns(engine):  # noqa: F811
+    def many():
+        for _ in range(25):
+            write(engine, bump)
+
+    threads = [threading.Thread(target=many) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert version(engine) == 101
+
+
+def test_a_reader_sees_one_moment(engine):  # noqa: F811
+    def fn(connection):
+        before = connection.execute(select(catalog_version.c.version)).scalar_one()
+        write(engine, bump)
+        return before, connection.execute(select(catalog_version.c.version)).scalar_one()
+
+    assert read(engine, fn) == (1, 1)
+    assert version(engine) == 2
+
+
+@pytest.mark.part("postgres")
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_deadlock_is_repeated(engine):  # noqa: F811
+    write(
+        engine,
+        lambda c: c.execute(
+            insert(routing_group),
+            [{"name": name, "multiplier_ppm": 0, "models": "[]"} for name in ("a", "b")],
+        ),
+    )
+    both = threading.Barrier(2, timeout=20)
+    tries = []
+
+    def fn(order):
+        first_try = order not in tries
+        tries.append(order)
+
+        def run(connection):
+            for place, name in enumerate(order):
+                if place and first_try and tries.count(order) == 1:
+                    both.wait()
+                connection.execute(
+                    update(routing_group)
+                    .where(routing_group.c.name == name)
+                    .values(multiplier_ppm=routing_group.c.multiplier_ppm + 1)
+                )
+
+        return run
+
+    def crossed(order):
+        write(engine, lambda connection: fn(order)(connection))
+
+    threads = [threading.Thread(target=crossed, args=(order,)) for order in ("ab", "ba")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert len(tries) == 3  # one of the two was the victim, once
+    rows = read(engine, lambda c: c.execute(select(routing_group.c.multiplier_ppm)).scalars().all())
+    assert sorted(rows) == [2, 2, 1_000_000]
+
+
+def test_a_wrong_statement_is_not_taken_for_an_outage(engine):  # noqa: F811
+    with pytest.raises((exc.OperationalError, exc.ProgrammingError)):
+        write(engine, lambda c: c.execute(text("SELECT * FROM no_such_table")))
+
+
+def test_a_database_that_is_away_is_told(tmp_path):
+    away = open_engine("postgresql+psycopg://nobody@127.0.0.1:1/none", tmp_path)
+    for run in (read, write):
+        with pytest.raises(DatabaseUnavailable):
+            run(away, lambda c: c.execute(text("SELECT 1")))
+
+
+def test_other_databases_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="mysql"):
+        open_engine("mysql://host/db", tmp_path)
+
+
+def test_sqlite_is_durable_and_checks_references(tmp_path):
+    opened = open_engine("sqlite:///inside/some.db", tmp_path)
+    pragmas = ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+    found = read(
+        opened, lambda c: [c.exec_driver_sql(f"PRAGMA {each}").scalar_one() for each in pragmas]
+    )
+    assert found == ["wal", 2, 1, 3000]
+    assert (tmp_path / "inside" / "some.db").exists()
+
+
+def test_the_databases_clock(engine):  # noqa: F811
+    before = time.time()
+    told = read(engine, database_now_us)
+    assert before - 0.01 <= told / 1e6 <= time.time() + 0.01
+
+
+DIES_IN_A_GRANT = """
+import os, signal, sys
+from pathlib import Path
+from sqlalchemy import event
+from services.backends.sql.budgets import Budgets
+from services.backends.sql.engine import open_engine
+
+url, key_id, statements = sys.argv[1], sys.argv[2], int(sys.argv[3])
+engine = open_engine(url, Path())
+seen = 0
+
+@event.listens_for(engine, "after_cursor_execute")
+def die(*args):
+    global seen
+    seen += 1
+    if seen == statements:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Budgets(engine).grant("lease_1", 1, "edge-1", key_id, 100, 100)
+"""
+
+
+def test_a_process_killed_between_the_statements_of_a_grant(engine, database_url):  # noqa: F811
+    """After each statement in turn: nothing is taken until the commit, and the repeated grant
+    counts once."""
+    world = World(engine, wallet_nano=1_000)
+    killed = 0
+    for statements in range(2, 40):
+        command = [sys.executable, "-c", DIES_IN_A_GRANT, database_url, world.key.id]
+        died = subprocess.run([*command, str(statements)], cwd=ROOT, check=False, timeout=60)
+        if died.returncode == 0:
+            break
+        assert died.returncode == -signal.SIGKILL
+        killed += 1
+        assert world.limits()["wallet"] == (1_000, 0, 0)
+    assert killed >= 5
+    assert world.limits()["wallet"] == (1_000, 0, 100)
+    assert world.grant("lease_1", 1, 100).total_nano == 100
+    assert world.limits()["wallet"] == (1_000, 0, 100)
+    world.check()
+
+
+def test_money_has_64_bits(engine):  # noqa: F811
+    world = World(engine, wallet_nano=9_000_000_000_000_000_000)
+    world.grant("lease_1", 1, 8_000_000_000_000_000_000)
+    query = select(limit_row.c.leased_nano).where(limit_row.c.kind == "wallet")
+    assert read(engine, lambda c: c.execute(query).scalar_one()) == 8 * 10**18
