@@ -18,7 +18,6 @@ from schemas.events import TOPIC, Error, Usage
 from services.backends.bus.port import Bus, BusUnavailable, Message, OffsetOutOfRange
 from services.backends.clickhouse.client import ClickHouseUnavailable, QueryRefused
 from services.backends.clickhouse.rows import Place, Stored
-from services.backends.clickhouse.schema import SchemaMismatch
 from services.backends.clickhouse.store import RequestStore
 from services.backends.lifecycle import crash_point
 from services.backends.sql.engine import DatabaseUnavailable
@@ -92,8 +91,6 @@ class ClickHouseSink:
             raise TryLater(str(ex)) from ex
         except BusUnavailable as ex:
             raise TryLater(str(ex)) from ex
-        except SchemaMismatch as ex:
-            raise Halt(f"{self.group}: {ex}") from ex
 
     def release(self, partition: int) -> None:
         """Forgets the partition; a plan under way stays OPEN for the next owner."""

@@ -32,7 +32,7 @@ class House:
         self.sink = self.new_sink()
 
     def new_sink(self, plans=None):
-        store = RequestStore(lambda: self.clickhouse)
+        store = RequestStore(self.clickhouse)
         return ClickHouseSink(store, plans or self.plans, self.bus)
 
     def log(self, *values):

@@ -28,7 +28,7 @@ TOPIC = "tollgate.events.v1"
 @pytest.fixture
 def store(clickhouse):
     migrate(clickhouse)
-    return RequestStore(lambda: clickhouse)
+    return RequestStore(clickhouse)
 
 
 def stored(events, first=0):

@@ -44,7 +44,7 @@ class House:
     def __init__(self, folder, clickhouse):
         migrate(clickhouse)
         self.clickhouse = clickhouse
-        self.store = RequestStore(lambda: clickhouse)
+        self.store = RequestStore(clickhouse)
         # Socket paths are short: 107 bytes.
         self.config = Config(
             data_dir=str(folder),

@@ -1,14 +1,12 @@
 """The `requests` and `attempts` tables: what the sink stores and what reconciliation reads."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from schemas.config import Config
 from services.backends.clickhouse.client import (
     ClickHouse,
-    ClickHouseUnavailable,
     QueryLimits,
     Rows,
 )
@@ -75,19 +73,8 @@ class StoredRow(NamedTuple):
 class RequestStore:
     """Raises ClickHouseUnavailable (ask the same again) and QueryRefused from every method."""
 
-    def __init__(self, connect: Callable[[], ClickHouse]) -> None:
-        self._connect = connect
-        self._lock = threading.Lock()
-        self._clickhouse: ClickHouse | None = None
-
-    @property
-    def clickhouse(self) -> ClickHouse:
-        """The database, connected and its schema brought up to date at first use. Raises what
-        `ClickHouse` and `migrate` raise; the next use tries again."""
-        with self._lock:
-            if self._clickhouse is None:
-                self._clickhouse = self._connect()
-            return self._clickhouse
+    def __init__(self, clickhouse: ClickHouse) -> None:
+        self.clickhouse = clickhouse
 
     def insert(self, topic: str, partition: int, rows: Sequence[Stored], token: str) -> None:
         """Stores both tables' rows of one range of the log. The same rows under the same token
@@ -130,9 +117,7 @@ class RequestStore:
         return self.clickhouse.ask(sql, limits)
 
     def close(self) -> None:
-        with self._lock:
-            if self._clickhouse is not None:
-                self._clickhouse.close()
+        self.clickhouse.close()
 
     def _insert(
         self, table: str, types: dict[str, str], columns: list[Sequence[Any]], token: str
@@ -141,31 +126,20 @@ class RequestStore:
             self.clickhouse.insert(table, list(types), list(types.values()), columns, token)
 
 
-def open_store(config: Config, *, wait_for_server: bool = False) -> RequestStore:
-    """The store of `config`, its schema brought up to date; with `wait_for_server` a server that
-    does not answer now is connected to at first use.
+def open_store(config: Config) -> RequestStore:
+    """The store of `config`, its schema brought up to date.
 
     Raises EngineBusy (another process owns the embedded folder: ask it through `QueryClient`),
     ClickHouseUnavailable, QueryRefused, SchemaMismatch or ValueError (a wrong DSN)."""
-
-    def connect() -> ClickHouse:
-        clickhouse = ClickHouse(
-            config.clickhouse.dsn, config.clickhouse.database, folder=Path(config.data_dir)
-        )
-        try:
-            migrate(clickhouse)
-        except BaseException:
-            clickhouse.close()
-            raise
-        return clickhouse
-
-    store = RequestStore(connect)
+    clickhouse = ClickHouse(
+        config.clickhouse.dsn, config.clickhouse.database, folder=Path(config.data_dir)
+    )
     try:
-        store.clickhouse  # noqa: B018 - connects
-    except ClickHouseUnavailable:
-        if not wait_for_server:
-            raise
-    return store
+        migrate(clickhouse)
+    except BaseException:
+        clickhouse.close()
+        raise
+    return RequestStore(clickhouse)
 
 
 def _lookup_parameters(rows: Sequence[Stored]) -> dict[str, Any]:
