@@ -18,9 +18,9 @@ from services.backends.settings import under
 
 _APPLIED: Final = "run/applied"
 _SIM_DIALECTS: Final = {
-    "anthropic": ("anthropic",),
-    "chat": ("openai", "google", "deepseek", "moonshot", "zhipu", "minimax"),
-    "responses": ("openai",),
+    "anthropic": ("anthropic", "simulated"),
+    "chat": ("openai", "google", "deepseek", "moonshot", "zhipu", "minimax", "simulated"),
+    "responses": ("openai", "simulated"),
 }
 
 

@@ -123,13 +123,16 @@ class TransactionsResource(Authenticated):
 
 
 class PricingResource:
-    """`GET /api/pricing`: the prices in force, USD per million tokens, without a key."""
+    """`GET /api/pricing`: the prices in force of the models that are served, USD per million
+    tokens, without a key."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        prices = self._worker.snapshots.view().prices
+        snapshot = self._worker.snapshots.view().snapshot
+        prices = snapshot.prices
+        served = {name for channel in snapshot.channels for name in channel.models}
         resp.data = orjson.dumps(
             [
                 {
@@ -146,6 +149,7 @@ class PricingResource:
                     "updated_at": iso(prices.effective_at),
                 }
                 for model in prices.book.models.values()
+                if model.model in served
             ]
         )
         resp.content_type = "application/json"
