@@ -117,7 +117,7 @@ class Booking:
                     entry = entries[place]
                     entry.counts = False
                     if entry.poison is None:
-                        entry.poison = Poison(_REFUSALS[word], word)
+                        entry.poison = Poison(_REFUSALS[word], f"{word}: {_lease_id(entry)}")
             raise Refused from ex
 
 
@@ -128,6 +128,10 @@ def _counts(entry: Entry, poison: Poison) -> bool:
         and isinstance(entry.event, Request | Error)
         and bool(entry.event.lease_id)
     )
+
+
+def _lease_id(entry: Entry) -> str:
+    return entry.event.lease_id if entry.event is not None else ""
 
 
 def _charge(entry: Entry) -> Charge:

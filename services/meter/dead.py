@@ -43,12 +43,13 @@ class Reason(StrEnum):
 
 
 class Poison(Exception):
-    """The event cannot be booked; put it into `dead_event`."""
+    """The event cannot be booked; put it into `dead_event`. `event` when it could be read."""
 
-    def __init__(self, reason: Reason, detail: str) -> None:
+    def __init__(self, reason: Reason, detail: str, event: AnyEvent | None = None) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.event = event
 
 
 class _Head(msgspec.Struct):
@@ -90,16 +91,16 @@ def read_event(body: bytes, logged_at_us: int) -> AnyEvent:
     if event.v != VERSION:
         raise Poison(Reason.UNKNOWN_VERSION, f"v = {event.v}")
     if logged_at_us:
-        _check_time(event.occurred_at, logged_at_us)
+        _check_time(event, logged_at_us)
     return event
 
 
-def _check_time(occurred_at_us: int, logged_at_us: int) -> None:
-    ahead_us = occurred_at_us - logged_at_us
+def _check_time(event: AnyEvent, logged_at_us: int) -> None:
+    ahead_us = event.occurred_at - logged_at_us
     if ahead_us > FUTURE_MAX_US:
-        raise Poison(Reason.FUTURE_CLOCK, f"{ahead_us // 1_000_000} s ahead of the log")
+        raise Poison(Reason.FUTURE_CLOCK, f"{ahead_us // 1_000_000} s ahead of the log", event)
     if -ahead_us > AGE_MAX_US:
-        raise Poison(Reason.TOO_OLD, f"{-ahead_us // 86_400_000_000} days before the log")
+        raise Poison(Reason.TOO_OLD, f"{-ahead_us // 86_400_000_000} days before the log", event)
 
 
 def _reason_of(body: bytes, message: str) -> Reason:

@@ -58,7 +58,7 @@ class EntryReader:
             event = read_event(body, message.timestamp_us)
             self._check(event)
         except Poison as ex:
-            return Entry(message, event_id_of(body), hashed, event, ex)
+            return Entry(message, event_id_of(body), hashed, event or ex.event, ex)
         return Entry(message, event.event_id, hashed, event, None)
 
     def _check(self, event: AnyEvent) -> None:

@@ -23,7 +23,6 @@ from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog, NotInCatalog
 from services.backends.sql.engine import open_engine, read
 from services.backends.sql.ledger import LedgerStore
-from services.backends.sql.migrate import upgrade
 from services.backends.sql.outbox import SqlOutbox
 from services.backends.sql.tables import (
     applied,
@@ -56,11 +55,10 @@ def now_us() -> int:
 
 
 class Books:
-    """A migrated database with one channel and one price version."""
+    """One channel, one price version and one living worker in the migrated database of `url`."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.folder = folder
-        upgrade(url, folder)
         self.engine = open_engine(url, folder)
         self.catalog = Catalog(self.engine, load_secret(folder))
         self.budgets = Budgets(self.engine)

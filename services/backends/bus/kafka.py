@@ -8,6 +8,7 @@ progress is replaced); the default reconnect pause grows to 30 s; without the C 
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ _SESSION_MS: Final = 10_000
 _CALL_MS: Final = 5_000
 _READ_IDLE_S: Final = 30.0
 _RETRY_S: Final = 0.5
+_WHOLE: Final = 1_000_000  # records: more than an answer of 16 MB holds
 
 assert crc32c.crc32c(b"123456789") == 0xE3069283
 
@@ -138,6 +140,7 @@ class KafkaConsumer:
         self._on_revoked: Callable[[list[int]], None] = lambda partitions: None
         self._owned: set[int] = set()
         self._paused: set[int] = set()
+        self._ready: dict[int, deque[Message]] = {}  # fetched, not handed out yet
 
     def subscribe(
         self,
@@ -150,10 +153,27 @@ class KafkaConsumer:
         self._on_revoked = on_revoked
 
     def poll(self, timeout_s: float, max_records: int) -> dict[int, list[Message]]:
+        """The client is asked for all that it has fetched, and what is beyond `max_records` waits
+        here: a client (3.0.12) whose partition is paused in the middle of a fetch may never give
+        the rest of it, even when resumed. At most one answer of each broker waits."""
+        if not any(messages and p not in self._paused for p, messages in self._ready.items()):
+            self._fetch(timeout_s)
+        found: dict[int, list[Message]] = {}
+        room = max_records
+        for partition, messages in self._ready.items():
+            if messages and room and partition not in self._paused:
+                count = min(room, len(messages))
+                found[partition] = [messages.popleft() for _ in range(count)]
+                room -= count
+        for partition in found:  # another partition is first next time, so none starves
+            self._ready[partition] = self._ready.pop(partition)
+        return found
+
+    def _fetch(self, timeout_s: float) -> None:
         try:
             if self._client is None:
                 self._join()
-            found = self._client.poll(timeout_ms=int(timeout_s * 1000), max_records=max_records)
+            fetched = self._client.poll(timeout_ms=int(timeout_s * 1000), max_records=_WHOLE)
         except errors.OffsetOutOfRangeError as error:
             raise self._out_of_range(error) from error
         except errors.LogTruncationError as error:
@@ -163,13 +183,12 @@ class KafkaConsumer:
             # Whatever it is, a new member that starts at the owner's positions is right again.
             self._leave()
             time.sleep(min(_RETRY_S, timeout_s))
-            return {}
+            return
         self._tell_changes()
-        return {
-            tp.partition: [_message(self._topic, record) for record in records]
-            for tp, records in found.items()
-            if tp.partition in self._owned
-        }
+        for tp, records in fetched.items():
+            if tp.partition in self._owned:
+                ready = self._ready.setdefault(tp.partition, deque())
+                ready.extend(_message(self._topic, record) for record in records)
 
     def _join(self) -> None:
         self._client = kafka.KafkaConsumer(
@@ -203,6 +222,8 @@ class KafkaConsumer:
         if partitions:
             self._owned.difference_update(partitions)
             self._paused.difference_update(partitions)
+            for partition in partitions:
+                self._ready.pop(partition, None)
             self._on_revoked(partitions)
 
     def _out_of_range(self, error: Any) -> OffsetOutOfRange:
