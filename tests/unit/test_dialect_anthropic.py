@@ -214,6 +214,17 @@ def test_a_whole_answer():
     assert facts.output_told
 
 
+@pytest.mark.parametrize("odd", [rb"\ud83d", rb"\ude00 \\ud83d", b"\xff\xfe"])
+def test_texts_that_are_no_unicode(odd):
+    facts = A.parse_response(answer().replace(b"Hi", odd))
+    assert facts.error is None
+    assert facts.has_content
+    assert facts.output_bytes
+    facts.finish_reason.encode()
+    failed = b'{"type":"error","error":{"type":"x","message":"' + odd + b'"}}'
+    assert A.parse_response(failed).error[1].encode()
+
+
 @pytest.mark.parametrize(
     ("fields", "content", "finished"),
     [

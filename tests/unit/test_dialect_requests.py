@@ -141,6 +141,18 @@ def test_no_bytes_raise_anything_else(name, body):
         DIALECTS[name].parse_request(body, {})
 
 
+@each
+def test_half_a_surrogate_pair_is_the_upstreams_to_refuse(name):
+    """JavaScript writes one where a text was cut inside an emoji."""
+    body = compact(MINIMAL[name]).replace(b"hi", rb"cut \ud83d here \\ud83d \ud83d\ude00")
+    dialect = DIALECTS[name]
+    parsed = dialect.parse_request(body, {})
+    assert parsed.shape.text_bytes == len(body)
+    assert dialect.upstream_body(body, parsed, parsed.model) is body
+    sent = dialect.upstream_body(body, parsed, "other")
+    assert sent == body.replace(compact(parsed.model), b'"other"', 1)
+
+
 def test_nulls_that_openai_allows():
     parsed = parse("chat", stream=None, n=None, max_tokens=None, stream_options=None, user=None)
     assert (parsed.stream, parsed.n, parsed.max_output_tokens) == (False, 1, None)
@@ -331,6 +343,7 @@ def test_an_alias_changes_only_the_model(name):
         (None, {"include_usage": True}),
         ({}, {"include_usage": True}),
         ({"include_usage": False}, {"include_usage": True}),
+        ("odd", {"include_usage": True}),
         ({"include_obfuscation": False}, {"include_obfuscation": False, "include_usage": True}),
     ],
 )

@@ -215,6 +215,14 @@ def test_a_giant_last_event_is_read():
     assert scan.usage == USAGE
 
 
+def test_a_last_event_with_odd_text_or_numbers_is_read():
+    stream = responses_stream(["cut"]).replace(b"cut", rb"\ud83d")
+    scan = scanned(stream.replace(b'"temperature":1.0', b'"temperature":NaN'))
+    assert scan.finished
+    assert scan.usage == USAGE
+    assert scan.ping()
+
+
 # -- whole answers
 
 

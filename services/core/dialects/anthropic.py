@@ -154,8 +154,8 @@ def _runs_on_server(tools: list[_Tool] | None, mcp_servers: msgspec.Raw) -> bool
 
 def _session_in(metadata: msgspec.Raw) -> str:
     """Claude Code writes a JSON text with its session's id into `metadata.user_id`."""
-    user = text_of(json_object(metadata), "user_id")
-    return label(json_object(user).get("session_id")) if user.startswith("{") else ""
+    user = text_of(json_object(bytes(metadata)), "user_id")
+    return label(json_object(user.encode()).get("session_id")) if user.startswith("{") else ""
 
 
 def _says_something(block: dict[str, Any]) -> bool:

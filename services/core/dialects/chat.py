@@ -23,7 +23,7 @@ from services.core.dialects.reading import (
     text_of,
 )
 from services.core.dialects.shape import body_shape
-from services.core.json_span import append_member, replace_value
+from services.core.json_span import append_member, find_value, replace_value
 
 _MEDIA: Final = (b'"image_url"', b'"file"', b'"input_audio"')
 _NULL: Final = msgspec.Raw(b"null")
@@ -76,7 +76,8 @@ class Chat:
             shape=shape,
             session_id=label(_text(read.prompt_cache_key), _text(read.user)),
             agent_id=label(headers.get("x-claude-code-agent-id")),
-            wants_usage=not stream or json_object(read.stream_options).get("include_usage") is True,
+            wants_usage=not stream
+            or json_object(bytes(read.stream_options)).get("include_usage") is True,
         )
 
     def upstream_body(self, body: bytes, parsed: ParsedRequest, upstream_model: str) -> bytes:
@@ -124,14 +125,11 @@ class Chat:
 def _asking_for_usage(body: bytes) -> bytes:
     """`body` with `stream_options.include_usage`; the client's other stream options stay."""
     if b'"stream_options"' in body:
-        known = msgspec.json.decode(body, type=_Options).stream_options
-        options = json_object(known) | {"include_usage": True}
-        return replace_value(body, "stream_options", msgspec.json.encode(options))
+        span = find_value(body, "stream_options")
+        if span is not None:
+            options = json_object(body[span[0] : span[1]]) | {"include_usage": True}
+            return body[: span[0]] + msgspec.json.encode(options) + body[span[1] :]
     return append_member(body, "stream_options", _USAGE_WANTED)
-
-
-class _Options(msgspec.Struct):
-    stream_options: msgspec.Raw = _NULL
 
 
 def _is_null(raw: msgspec.Raw) -> bool:
@@ -139,4 +137,4 @@ def _is_null(raw: msgspec.Raw) -> bool:
 
 
 def _text(raw: msgspec.Raw) -> object:
-    return None if raw is _NULL else msgspec.json.decode(raw)
+    return msgspec.json.decode(raw)

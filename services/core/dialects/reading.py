@@ -1,5 +1,6 @@
 """Reading JSON that others wrote: request bodies strictly, answers leniently."""
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
@@ -18,13 +19,23 @@ Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 
 _AT: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`")
+_ESCAPE: Final = re.compile(
+    rb"(\\\\|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)|\\u[dD][89a-fA-F]..", re.DOTALL
+)
 _BYTE: Final = re.compile(r"JSON is malformed: (.*) \(byte (\d+)\)")
 
 
 def read_request(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
-    """The request in `body`. Raises `InvalidRequest` with the JSON path of the wrong field."""
+    """The request in `body`. Raises `InvalidRequest` with the JSON path of the wrong field.
+
+    Half a surrogate pair in a string is let through: it is the upstream's to refuse."""
     try:
-        return decoder.decode(body)
+        try:
+            return decoder.decode(body)
+        except msgspec.ValidationError:
+            raise
+        except msgspec.DecodeError:
+            return decoder.decode(_without_half_pairs(body))
     except msgspec.ValidationError as ex:
         raise _wrong_field(str(ex)) from None
     except msgspec.DecodeError as ex:
@@ -67,11 +78,24 @@ def first_header(headers: Mapping[str, str], *names: str) -> str:
     return label(*(headers.get(name) for name in names))
 
 
-def json_object(text: bytes | str | msgspec.Raw) -> dict[str, Any]:
+def json_value(text: bytes) -> Any:
+    """The JSON value in `text`, read as leniently as Python's own reader: NaN, and strings with
+    half a surrogate pair or bytes that are no UTF-8, which become replacement characters.
+
+    Raises ValueError when it is none."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return json.loads(_without_half_pairs(text).decode(errors="replace"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def json_object(text: bytes) -> dict[str, Any]:
     """The JSON object in `text`, an empty one when it is anything else."""
     try:
-        value = msgspec.json.decode(text)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        value = json_value(text)
+    except (ValueError, RecursionError):
         return {}
     return value if type(value) is dict else {}
 
@@ -102,6 +126,11 @@ def error_in(value: object) -> tuple[str, str] | None:
         kind = label(value.get("type"), value.get("code"), value.get("status"))
         return kind or "error", label(value.get("message")) or "no message"
     return "error", label(value) or "no message"
+
+
+def _without_half_pairs(text: bytes) -> bytes:
+    """JSON text in which every escaped half of a surrogate pair is a replacement character."""
+    return _ESCAPE.sub(lambda match: match[1] or rb"\ufffd", text)
 
 
 def _wrong_field(message: str) -> InvalidRequest:

@@ -3,10 +3,8 @@
 from collections.abc import Iterable
 from typing import Any, Final
 
-import msgspec
-
 from services.core.dialects.base import BodyShape
-from services.core.dialects.reading import child, text_of
+from services.core.dialects.reading import child, json_value, text_of
 
 IMAGE_TYPES: Final = frozenset({"image", "image_url", "input_image", "image_generation_call"})
 FILE_TYPES: Final = frozenset({"document", "file", "input_file", "input_audio"})
@@ -38,8 +36,8 @@ def _count_media(content: bytes) -> tuple[int, int, int]:
     """Images, documents, and the bytes of base64 in them."""
     images = documents = encoded = 0
     try:
-        stack: list[Any] = [msgspec.json.decode(content)]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        stack: list[Any] = [json_value(content)]
+    except (ValueError, RecursionError):
         return 0, 0, 0  # the upstream refuses it; every byte counts as text until then
     while stack:
         value = stack.pop()
