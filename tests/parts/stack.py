@@ -25,6 +25,7 @@ import pytest
 from services.backends import settings
 from services.cli import bootstrap
 from services.core.money import parse_usd
+from tests.parts.postgres import postgres_url
 from tests.parts.sim import Sim
 
 ROOT = Path(__file__).parent.parent.parent
@@ -218,15 +219,23 @@ class Stack:
             raise RuntimeError(f"tollgate {' '.join(arguments)}: {done.stdout}{done.stderr}")
         return done
 
-    def new_key(self, group: str = "default", usd: str = "100", quota: str | None = None) -> str:
-        """A key of a new account with `usd` in its wallet. Written straight into the catalog, as
-        `tollgate account` and `tollgate key` do, for the sake of the time that each would take."""
+    def new_key(
+        self, group: str = "default", usd: str = "100", quota: str | None = None, account: str = ""
+    ) -> str:
+        """A key of `account`, else of a new one with `usd` in its wallet. Written straight into
+        the catalog, as `tollgate account` and `tollgate key` do, for the sake of the time."""
         books = self._open_books()
-        account = books.catalog.create_account(f"{group}-{uuid.uuid4().hex[:8]}")
+        owner = account or self.new_account(usd)
+        quota_nano = parse_usd(quota) if quota else None
+        return books.catalog.create_key(owner, "test", group, quota_nano)[1]
+
+    def new_account(self, usd: str = "100") -> str:
+        """The id of a new account with `usd` in its wallet."""
+        books = self._open_books()
+        account = books.catalog.create_account(f"test-{uuid.uuid4().hex[:10]}")
         if usd != "0":
             books.wallets.move(account.id, "topup", parse_usd(usd), "", "test")
-        quota_nano = parse_usd(quota) if quota else None
-        return books.catalog.create_key(account.id, "test", group, quota_nano)[1]
+        return account.id
 
     def _open_books(self) -> bootstrap.Books:
         if self._books is None:
@@ -274,17 +283,43 @@ class Stack:
             time.sleep(0.1)
         return rows
 
+    def sql(self, statement: str) -> list[dict]:
+        """The rows of `tollgate sql`, by column."""
+        found = json.loads(self.cli("sql", statement, "--json").stdout)
+        return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
+
     def reconcile(self) -> subprocess.CompletedProcess[str]:
         """`tollgate reconcile`: exit 0 means that every part tells the same."""
         return self.cli("reconcile", check=False)
 
 
+def _running(folder: Path, sections: dict[str, dict] | None = None):
+    """A started stack; afterwards everything that went through it must add up and it must stop
+    by itself."""
+    stack = Stack(folder, sections)
+    try:
+        stack.start()
+        yield stack
+        told = stack.reconcile()
+        assert told.returncode == 0, told.stdout + told.stderr
+    finally:
+        code = stack.stop()
+    assert code == 0, stack.output.read_text()[-4000:]
+
+
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory):
     """The embedded default: local bus, SQLite, chDB."""
-    running = Stack(tmp_path_factory.mktemp("stack"))
-    try:
-        running.start()
-        yield running
-    finally:
-        running.stop()
+    yield from _running(tmp_path_factory.mktemp("stack"))
+
+
+@pytest.fixture(scope="session")
+def cluster_stack(tmp_path_factory, kafka_broker):
+    """The same program on Kafka and PostgreSQL."""
+    url = postgres_url(migrated=False)
+    bus = {
+        "kind": "kafka",
+        "bootstrap": [kafka_broker.bootstrap],
+        "topic_prefix": f"stack{uuid.uuid4().hex[:6]}-",
+    }
+    yield from _running(tmp_path_factory.mktemp("cluster"), {"bus": bus, "database": {"url": url}})
