@@ -113,6 +113,7 @@ def test_no_usage_at_all():
         ([block_start({"type": "redacted_thinking", "data": "x"})], True),
         ([block_start({"type": "tool_use", "id": "t", "name": "n", "input": {}})], True),
         ([block_start({"type": "web_search_tool_result", "content": []})], True),
+        ([block_start({"type": ["odd"]})], True),
         ([block_stop(), named("ping")], False),
         ([message_end("refusal")], True),
         ([message_end("end_turn")], False),

@@ -195,3 +195,83 @@ def test_comments_and_unknown_events_pass(name):
     assert scan.error is None
     assert odd in out
     assert out.endswith(b": after\n\n")
+
+
+TYPES = st.sampled_from(
+    [
+        "message",
+        "message_start",
+        "message_delta",
+        "content_block_start",
+        "content_block_delta",
+        "error",
+        "response.created",
+        "response.completed",
+        "response.failed",
+        "response.output_item.done",
+        "response.output_text.delta",
+    ]
+)
+ANY = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.sampled_from(["", "completed"]),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.just("type"), inner),
+    max_leaves=4,
+)
+
+
+def of(names, values=ANY):
+    """Objects that have some of the names, each with a value of any kind."""
+    return ANY | st.fixed_dictionaries({}, optional=dict.fromkeys(names.split(), values))
+
+
+COUNTS = of("input_tokens output_tokens prompt_tokens completion_tokens cache_creation")
+PARTS = st.lists(of("type text thinking input refusal arguments function tool_calls"), max_size=2)
+CHOICE = of("finish_reason") | st.fixed_dictionaries({"delta": PARTS, "message": of("content")})
+RESPONSE = of("status error model incomplete_details") | st.fixed_dictionaries(
+    {"usage": COUNTS, "output": PARTS, "status": ANY}
+)
+ODD_EVENTS = st.fixed_dictionaries(
+    {"type": TYPES | ANY},
+    optional={
+        "message": of("model usage", COUNTS),
+        "usage": COUNTS,
+        "delta": of("type text stop_reason") | ANY,
+        "content_block": of("type text thinking"),
+        "content": PARTS | ANY,
+        "stop_reason": ANY,
+        "choices": st.lists(CHOICE, max_size=2) | ANY,
+        "error": of("type code message"),
+        "response": RESPONSE,
+        "item": of("type content summary action"),
+        "status": ANY,
+        "output": PARTS | ANY,
+    },
+)
+
+
+@each
+@settings(deadline=None)
+@given(values=st.lists(ODD_EVENTS | ANY, max_size=5), rest=st.binary(max_size=20))
+def test_no_answer_makes_a_scan_or_a_reading_fail(name, values, rest):
+    stream = b"".join(streams.unnamed(value) for value in values) + rest
+    scan = new_scan(name)
+    relayed = scan.feed(stream) + scan.close()
+    assert len(relayed) <= len(stream)
+    result(scan)
+    scan.ping()
+    assert scan.render_error(Code.TIMEOUT, "x").endswith(b"\n\n") or scan.error
+    for value in values:
+        facts = DIALECTS[name.removesuffix("-usage")].parse_response(streams.compact(value))
+        assert facts.error or facts.usage is None or all(n > 0 for n in facts.usage.values())
+
+
+@each
+@settings(deadline=None)
+@given(parts=PARTS | st.lists(of("type source file image_url input_audio content"), max_size=3))
+def test_no_request_makes_the_counting_of_media_fail(name, parts):
+    marker = {"type": "image", "kinds": ["document", "image_url", "file", "input_file"]}
+    content = streams.compact([{"role": "user", "content": [*parts, marker]}])
+    body = BODIES[name].replace(b"[{}]", content).replace(b'"input":"x"', b'"input":' + content)
+    dialect = DIALECTS[name.removesuffix("-usage")]
+    shape = dialect.parse_request(body, {}).shape
+    assert 0 <= shape.text_bytes <= len(body)

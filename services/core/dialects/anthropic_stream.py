@@ -100,7 +100,7 @@ def _has_content(event: dict[str, Any]) -> bool:
         delta = child(event, "delta")
         return any(value for name, value in delta.items() if name != "type")
     block = child(event, "content_block")
-    if block.get("type") in _SILENT_BLOCKS:
+    if text_of(block, "type") in _SILENT_BLOCKS:
         return bool(block.get("text") or block.get("thinking"))
     return bool(block)
 

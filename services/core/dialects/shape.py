@@ -44,7 +44,7 @@ def _count_media(content: bytes) -> tuple[int, int, int]:
         if type(value) is list:
             stack.extend(value)
         elif type(value) is dict:
-            kind = value.get("type")
+            kind = text_of(value, "type")
             if kind in IMAGE_TYPES:
                 images += 1
                 encoded += _encoded_bytes(value)
