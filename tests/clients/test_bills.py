@@ -150,6 +150,16 @@ def test_count_tokens_is_free_and_parallel(stack):
     assert stack.usage_rows(key) == []
 
 
+def test_an_upstream_that_cannot_count_is_estimated_for(stack):
+    key, before = stack.key("uncounted"), stack.sim.last_id()
+    body = text_body("anthropic", stream=False, text="x" * 4000)
+    reply = request(stack.port, "POST", "/v1/messages/count_tokens", key=key, body=body)
+    assert reply.status == 200
+    assert reply.header("x-tollgate-estimated") == "true"
+    assert 900 < reply.json()["input_tokens"] < 1200
+    assert stack.sim.calls(after=before) == []
+
+
 def test_the_session_and_agent_of_a_call_are_kept(stack):
     account = stack.new_account()
     key = stack.new_key(account=account)

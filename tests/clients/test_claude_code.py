@@ -7,7 +7,8 @@ from tests.parts.bill import assert_bill_matches
 pytestmark = pytest.mark.part("claude-code")
 
 
-def test_says_hello_and_the_bill_equals_the_providers_log(stack, claude_code):
+def test_says_hello_and_the_bill_equals_the_providers_log(each_stack, claude_code):
+    stack = each_stack
     key, before = stack.new_key(), stack.sim.last_id()
     ran = claude_code.ask(stack.base_url, "say hello", ANTHROPIC_API_KEY=key)
     assert ran.code == 0, ran.stdout + ran.stderr
@@ -27,7 +28,8 @@ def test_both_credential_styles_below_a_prefix(stack, claude_code, style):
     assert "say hello" in ran.stdout
 
 
-def test_a_tool_turn(stack, claude_code):
+def test_a_tool_turn(each_stack, claude_code):
+    stack = each_stack
     key, before = stack.new_key(), stack.sim.last_id()
     prompt = 'sim:tool Bash {"command": "echo tool-says-$((40+2))", "description": "adds"}'
     arguments = ("--allowedTools", "Bash", "--output-format", "json")

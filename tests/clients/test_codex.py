@@ -12,7 +12,8 @@ def message_of(ran) -> str:
     return "\n".join(item["text"] for item in said if item["type"] == "agent_message")
 
 
-def test_says_hello_and_the_bill_equals_the_providers_log(stack, codex):
+def test_says_hello_and_the_bill_equals_the_providers_log(each_stack, codex):
+    stack = each_stack
     key, before = stack.new_key(), stack.sim.last_id()
     ran = codex.ask(stack.base_url + "/v1", key, "say hello")
     assert ran.code == 0, ran.stdout + ran.stderr
@@ -25,7 +26,8 @@ def test_says_hello_and_the_bill_equals_the_providers_log(stack, codex):
     assert usage["reasoning_output_tokens"] == rows[0]["reasoning_tokens"] > 0
 
 
-def test_a_tool_turn(stack, codex):
+def test_a_tool_turn(each_stack, codex):
+    stack = each_stack
     key, before = stack.new_key(), stack.sim.last_id()
     ran = codex.ask(stack.base_url + "/v1", key, "sim:shell echo tool-says-$((40+2))")
     assert ran.code == 0, ran.stdout + ran.stderr

@@ -1,7 +1,9 @@
 """What crosses the gateway, byte for byte: same bytes, right headers, no credentials."""
 
 import gzip
+import itertools
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -92,6 +94,37 @@ def test_probes_of_the_root(stack):
         reply = request(stack.port, method, "/")
         assert reply.status == 200
     assert request(stack.port, "HEAD", "/anthropic").status == 200
+
+
+def test_the_list_of_models_has_the_callers_shape(stack):
+    version = [("anthropic-version", "2023-06-01")]
+    path = "/v1/models?limit=1000"
+    theirs = request(stack.port, "GET", path, key=stack.key(), headers=version).json()
+    assert {row["type"] for row in theirs["data"]} == {"model"}
+    assert theirs["has_more"] is False
+    names = [row["id"] for row in theirs["data"]]
+    assert (names[0], names[-1]) == (theirs["first_id"], theirs["last_id"])
+    assert "claude-haiku-4-5" in names
+    ours = request(stack.port, "GET", "/v1/models", key=stack.key()).json()
+    assert (ours["object"], {row["object"] for row in ours["data"]}) == ("list", {"model"})
+
+
+def test_two_hundred_silent_streams_are_all_kept_alive(stack):
+    """One ping each half second to every one of them, though all are open at once."""
+    key = stack.new_key("slow", usd="1000")
+    replies = [post(stack, "anthropic", key, stream=True) for _ in range(200)]
+    assert {reply.status for reply in replies} == {200}
+
+    def longest_silence_s(reply) -> float:
+        pings = [at for at, data in reply.reads() if b"event: ping" in data]
+        assert len(pings) >= 3
+        return max(later - earlier for earlier, later in itertools.pairwise(pings))
+
+    with ThreadPoolExecutor(20) as readers:
+        silences_s = list(readers.map(longest_silence_s, replies[::10]))
+    for reply in replies:
+        reply.close()
+    assert max(silences_s) < 1.5
 
 
 @pytest.mark.parametrize("prefix", ["/anthropic", "/some/deep/prefix"])
@@ -230,6 +263,20 @@ def test_a_redirect_is_not_followed(stack):
     assert [call["path"] for call in stack.sim.calls(after=before)] == [
         "/fault/sim-redirect/v1/messages"
     ]
+
+
+def test_names_with_underscores_cannot_pose_as_others(stack):
+    """`x_api_key` and `x-api-key` look alike in a WSGI environment."""
+    headers = [("x_api_key", stack.key()), ("anthropic_beta", "smuggled")]
+    body = text_body("anthropic", stream=False)
+    reply = request(stack.port, "POST", PATHS["anthropic"], headers=headers, body=body)
+    assert reply.status in (400, 401)
+    both = [("anthropic_beta", "smuggled")]
+    reply = request(
+        stack.port, "POST", PATHS["anthropic"], key=stack.key(), headers=both, body=body
+    )
+    if reply.status == 200:
+        assert "anthropic-beta" not in sent_headers(stack)
 
 
 def test_smuggled_framing_is_refused(stack):

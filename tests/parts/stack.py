@@ -102,6 +102,7 @@ def _channels(sim_url: str) -> list[dict]:
     for d in DIALECTS:
         out.append(channel("main", d, "default"))
         out.append(channel("slow", d, "slow", "/fault/sim-stall-3"))
+        out.append(channel("uncounted", d, "uncounted", count_tokens=False))
         for lane, faults in LANES.items():
             for fault in faults:
                 group = f"{lane}-{fault}"
