@@ -28,7 +28,7 @@ def create(cli: Cli, name: str, kind: str) -> None:
     )
 
 
-@account.command("topup")
+@account.command("topup", context_settings={"ignore_unknown_options": True})
 @click.argument("name_or_id")
 @click.argument("usd")
 @click.option("--movement", type=click.Choice(MOVEMENTS), default="topup")
