@@ -88,21 +88,25 @@ def die_with_parent() -> None:
 
 def crash_point(name: str) -> None:
     """Kills this process with SIGKILL when `TOLLGATE_CRASH_AT` is `name`, or at the Nth passage
-    when it is `name:N`. With `TOLLGATE_CRASH_ONCE` (a path) only the first process that makes
-    that file dies. Fault tests set them; otherwise it costs one comparison."""
-    if _crash_name and _crash_name == name:
+    when it is `name:N`; or when the file `TOLLGATE_CRASH_FILE` holds `name`, which it takes away,
+    so that one process dies once. Fault tests set them; otherwise it costs one comparison."""
+    if not _armed:
+        return
+    if _crash_name == name:
         _passes[name] += 1
-        if _passes[name] == _crash_pass and _first_to_crash():
+        if _passes[name] == _crash_pass:
             os.kill(os.getpid(), signal.SIGKILL)
+    if _crash_file and _takes_order(name):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _first_to_crash() -> bool:
-    mark = settings.environment("TOLLGATE_CRASH_ONCE")
-    if not mark:
-        return True
+def _takes_order(name: str) -> bool:
     try:
-        os.close(os.open(mark, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
-    except FileExistsError:
+        with open(_crash_file, encoding="utf-8") as file:
+            if file.read().strip() != name:
+                return False
+        os.unlink(_crash_file)  # one process succeeds in this
+    except FileNotFoundError:
         return False
     return True
 
@@ -113,3 +117,5 @@ def _parse_crash(text: str) -> tuple[str, int]:
 
 
 _crash_name, _crash_pass = _parse_crash(settings.environment("TOLLGATE_CRASH_AT"))
+_crash_file = settings.environment("TOLLGATE_CRASH_FILE")
+_armed = bool(_crash_name or _crash_file)
