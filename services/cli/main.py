@@ -71,9 +71,8 @@ def main() -> None:
     """Exit code 0, 1 for what could not be done (one line on stderr), 2 for a wrong call."""
     cli = Cli()
     try:
-        tollgate.main(standalone_mode=False, obj=cli)
-    except click.exceptions.Exit as ex:
-        sys.exit(ex.exit_code)
+        code = tollgate.main(standalone_mode=False, obj=cli)
+        sys.exit(code if isinstance(code, int) else 0)  # what a command gave to `Exit`
     except click.ClickException as ex:
         _fail(cli, ex.format_message(), ex.exit_code)
     except click.Abort:
