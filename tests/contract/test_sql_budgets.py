@@ -438,6 +438,26 @@ def test_grants_gives_and_settlements_race(world):
     assert world.limits() == {"wallet": (1_000, total, 0), "key_quota": (600, total, 0)}
 
 
+def test_settlements_and_give_backs_of_one_lease_race(world):
+    """Two sinks settle one lease while its worker gives back and its end arrives: what is
+    returned is what is left, once."""
+    for turn in range(15):
+        lease_id = f"lease_{turn}"
+        world.grant(lease_id, 1, 30)
+
+        def act(number, lease_id=lease_id):
+            if number == 0:
+                world.budgets.give_back(lease_id, 10, 1)
+            elif number == 1:
+                world.settle([Charge(lease_id, 1)], [LeaseEnd(lease_id, 3)])
+            else:
+                world.settle([Charge(lease_id, 2)])
+
+        in_threads(4, act)
+        assert world.lease(lease_id).state == "closed"
+        assert world.limits()["wallet"] == (1_000, 5 * (turn + 1), 0)
+
+
 def in_threads(number, fn):
     """`fn(0..number-1)` at once; the results in order, or the first exception."""
     results = [None] * number

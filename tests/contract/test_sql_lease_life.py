@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import event
 
@@ -23,7 +23,8 @@ from services.backends.sql.engine import open_engine
 from services.backends.sql.wallets import InsufficientFunds
 from tests.parts.sql_world import INCARNATION, World, guard_limits, sqlite_url
 
-LEASES = st.sampled_from(["lease_a", "lease_b", "lease_c"])
+NAMES = ["lease_a", "lease_b", "lease_c", "lease_d"]
+LEASES = st.sampled_from(NAMES)
 SMALL = st.integers(0, 60)
 _template: list[Path] = []
 
@@ -53,8 +54,10 @@ class Book:
 
 
 class LeaseLife(RuleBasedStateMachine):
-    @initialize(wallet=st.integers(1, 200), quota=st.none() | st.integers(0, 200))
-    def start(self, wallet, quota):
+    @initialize(
+        wallet=st.integers(40, 300), quota=st.none() | st.integers(0, 300), need=st.integers(0, 40)
+    )
+    def start(self, wallet, quota, need):
         self.folder = fresh_folder()
         self.engine = open_engine(sqlite_url(self.folder), self.folder)
         event.listen(
@@ -67,6 +70,14 @@ class LeaseLife(RuleBasedStateMachine):
         self.wallet, self.quota = wallet, quota
         self.books = {}
         self.closing = self.revoked = False
+        self.steps = 0
+        for name in NAMES[:3]:
+            self.grant_once(name, need, 10)
+
+    def pick(self, data, of):
+        """One of the leases that exist, mostly among those that `of` likes."""
+        liked = [name for name in self.books if of(self.books[name])]
+        return data.draw(st.sampled_from(liked or list(self.books) or NAMES))
 
     def teardown(self):
         if hasattr(self, "engine"):
@@ -85,6 +96,9 @@ class LeaseLife(RuleBasedStateMachine):
 
     @rule(name=LEASES, need=SMALL, more=SMALL)
     def grant(self, name, need, more):
+        self.grant_once(name, need, more)
+
+    def grant_once(self, name, need, more):
         book = self.books.get(name, Book())
         try:
             granted = self.world.grant(name, len(book.grants) + 1, need, need + more)
@@ -116,9 +130,11 @@ class LeaseLife(RuleBasedStateMachine):
         again = self.world.grant(name, len(book.grants), 0, 0)
         assert (again.amount_nano, again.total_nano) == (book.grants[-1], book.amount)
 
-    @rule(name=LEASES, nano=SMALL, twice=st.booleans())
-    def give_back(self, name, nano, twice):
+    @rule(data=st.data(), twice=st.booleans())
+    def give_back(self, data, twice):
+        name = self.pick(data, lambda book: book.total is None)
         book = self.books.get(name)
+        nano = data.draw(st.integers(0, book.amount - book.consumed + 1 if book else 1))
         number = len(book.gives) + 1 if book else 1
         allowed = book is not None and book.total is None and nano <= book.amount - book.consumed
         assert self.world.budgets.give_back(name, nano, number) == allowed
@@ -128,8 +144,15 @@ class LeaseLife(RuleBasedStateMachine):
             if twice:
                 assert self.world.budgets.give_back(name, nano, number)
 
-    @rule(charges=st.lists(st.tuples(LEASES, st.integers(0, 30)), max_size=4))
-    def settle(self, charges):
+    @rule(data=st.data(), number=st.integers(1, 4), wrong=st.integers(0, 9))
+    def settle(self, data, number, wrong):
+        charges = []
+        for _ in range(number):
+            name = self.pick(data, lambda book: not book.closed)
+            book = self.books.get(name)
+            left = book.amount - book.consumed if book else 5
+            nano = data.draw(st.integers(0, left // number))
+            charges.append((name, left + 1 if wrong == 0 else nano))
         taken = {}
         fits = True
         for name, nano in charges:
@@ -151,9 +174,9 @@ class LeaseLife(RuleBasedStateMachine):
             self.books[name].consumed += nano
             self.books[name].events += events
 
-    @rule(name=LEASES, later=st.integers(0, 2))
-    def end(self, name, later):
-        book = self.books.get(name)
+    @rule(data=st.data(), later=st.integers(0, 2))
+    def end(self, data, later):
+        book = self.books.get(name := self.pick(data, lambda book: book.total is None))
         if book is None or book.total is not None:
             return
         self.world.settle([], [LeaseEnd(name, book.events + later)])
@@ -168,14 +191,14 @@ class LeaseLife(RuleBasedStateMachine):
         else:
             self.wallet += nano
 
-    @precondition(lambda self: not self.closing)
+    @precondition(lambda self: not self.closing and self.steps > 15)
     @rule()
     def close_incarnation(self):
         self.closing = True
         live = sorted(name for name, book in self.books.items() if book.total is None)
         assert self.world.budgets.start_closing(INCARNATION) == live
 
-    @precondition(lambda self: not self.revoked)
+    @precondition(lambda self: not self.revoked and self.steps > 20)
     @rule()
     def revoke(self):
         self.revoked = True
@@ -185,6 +208,7 @@ class LeaseLife(RuleBasedStateMachine):
     def the_limits_are_what_the_model_says(self):
         if not hasattr(self, "books"):
             return
+        self.steps += 1
         assert self.world.limits() == {
             "wallet": (self.wallet, self.settled(), self.leased()),
             "key_quota": (self.quota, self.settled(), self.leased()),
@@ -199,8 +223,9 @@ class LeaseLife(RuleBasedStateMachine):
 
 LeaseLife.TestCase.settings = settings(
     max_examples=30,
-    stateful_step_count=25,
+    stateful_step_count=30,
     deadline=None,
+    phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would take minutes
     suppress_health_check=list(HealthCheck),
 )
 TestLeaseLife = LeaseLife.TestCase
