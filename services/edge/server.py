@@ -19,6 +19,7 @@ from schemas.config import Config
 from services.edge.http_worker import TollgateWorker
 
 CONNECTIONS: Final = 10_000  # clients per worker; each may hold an upstream connection too
+KEEPALIVE_S = 75  # a client may idle so long, or take so long for a request head
 _SPARE_FILES: Final = 1_000
 _EXIT_S: Final = 6  # from the end of the grace period to SIGKILL
 
@@ -65,7 +66,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "workers": edge.workers,
         "worker_class": TollgateWorker,
         "worker_connections": _raise_file_limit(),
-        "keepalive": 75,  # seconds a client may idle, or take for a request head
+        "keepalive": KEEPALIVE_S,
         "graceful_timeout": math.ceil(edge.graceful_timeout_s) + _EXIT_S,
         "timeout": 60,  # a worker whose loop stands still so long is killed
         "http_parser": "fast",

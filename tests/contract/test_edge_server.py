@@ -384,6 +384,17 @@ def test_an_answer_without_a_body_is_sent_at_its_end():
 # Hang-ups.
 
 
+def test_an_idle_client_and_a_dribbled_head_are_dropped(own_server, monkeypatch):
+    monkeypatch.setenv("PROBE_KEEPALIVE_S", "1")
+    server = own_server()
+    with Client(server) as idle, Client(server) as slow, Client(server) as busy:
+        assert idle.get("/nothing").response()[0] == 404
+        slow.send(b"GET / HTTP/1.1\r\nhost:")
+        assert busy.get("/slow?30").response()[0] == 200
+        assert idle.ended()
+        assert slow.ended()
+
+
 def test_a_client_that_hangs_up_is_noticed_while_its_request_waits(own_server):
     server = own_server()
     with Client(server) as client:

@@ -12,7 +12,7 @@ import sys
 import gevent
 
 from schemas.config import Config, Edge
-from services.edge.server import serve
+from services.edge import server
 from services.edge.watch import ClientWatch
 
 
@@ -125,4 +125,5 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s %(message)s")
     port, os.environ["PROBE_NOTES"], workers, grace_s = sys.argv[1:]
     edge = Edge(port=int(port), workers=int(workers), graceful_timeout_s=float(grace_s))
-    serve(Config(edge=edge), "tests.parts.probe_app:make")
+    server.KEEPALIVE_S = int(os.environ.get("PROBE_KEEPALIVE_S", server.KEEPALIVE_S))
+    server.serve(Config(edge=edge), "tests.parts.probe_app:make")
