@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 from sqlalchemy import Connection
 
-from schemas.events import Error, LeaseClosed, Request, Usage
+from schemas.events import Error, IncarnationClosed, LeaseClosed, Request, Usage
 from services.backends.lifecycle import crash_point
 from services.backends.sql import ledger
 from services.backends.sql.budgets import Budgets, Charge, LeaseEnd, SettleRefused
@@ -61,6 +61,13 @@ class Booking:
         if outcome.dead:
             rows = [_dead_row(entry, poison) for entry, poison in outcome.dead]
             self._store.add_dead(connection, self._topic, partition, rows)
+        over = [
+            each.event.incarnation
+            for each in outcome.booked
+            if isinstance(each.event, IncarnationClosed)
+        ]
+        if over:
+            self._budgets.finish_closing(connection, over)
         self._settle_leases(connection, outcome)
         crash_point("ledger_settled")
         return outcome
@@ -91,7 +98,9 @@ class Booking:
         return outcome
 
     def _settle_requests(self, connection: Connection, booked: Sequence[Entry]) -> None:
-        rows = [_settlement(each.event) for each in booked if isinstance(each.event, Usage | Error)]
+        rows = [
+            settlement_row(each.event) for each in booked if isinstance(each.event, Usage | Error)
+        ]
         added = self._store.add_settlements(connection, rows)
         if len(added) == len(rows):
             return
@@ -145,7 +154,8 @@ def _end(entry: Entry) -> LeaseEnd:
     return LeaseEnd(entry.event.lease_id, entry.event.events)
 
 
-def _settlement(event: Usage | Error) -> ledger.SettlementRow:
+def settlement_row(event: Usage | Error) -> ledger.SettlementRow:
+    """What `settlement` holds of a terminal."""
     return ledger.SettlementRow(
         request_id=event.request_id,
         event_id=event.event_id,

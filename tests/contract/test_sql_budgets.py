@@ -241,8 +241,9 @@ def test_a_charge_that_does_not_fit_is_refused_whole(world, charge, reason):
 def test_a_refused_charge_leaves_room_for_the_next(world):
     world.grant("lease_1", 1, 300)
     charges = [Charge("lease_1", 200), Charge("lease_1", 101), Charge("lease_1", 100)]
-    found = write(world.engine, lambda connection: world.budgets.refused(connection, charges))
-    assert found.charges == {1: "lease_overrun"}
+    with pytest.raises(SettleRefused) as caught:
+        world.settle(charges)
+    assert caught.value.charges == {1: "lease_overrun"}
     del charges[1]
     world.settle(charges)
     assert world.limits()["wallet"] == (1_000, 300, 0)
@@ -342,26 +343,19 @@ def test_reports_show_what_is_pending(world):
         "wallet": 220,
         "key_quota": 220,
     }
-    balance = world.budgets.available(world.account.id)
-    assert (balance.available_nano, balance.held_nano) == (780, 220)
+    assert world.pending() == 220
     world.settle([Charge("lease_2", 70)])
-    assert world.budgets.available(world.account.id).held_nano == 150
-    assert world.budgets.available(world.account.id).available_nano == 780
+    assert world.pending() == 150
     # lease_1's report is older than what the ledger already settled of it
     world.settle([Charge("lease_1", 200)])
-    assert world.budgets.available(world.account.id).held_nano == 50
+    assert world.pending() == 50
 
 
 def test_a_report_of_another_incarnations_lease_is_ignored(world):
     world.budgets.open_incarnation("edge-2", "edge", "there")
     world.grant("lease_1", 1, 300)
     world.budgets.sync("edge-2", [LeaseReport("lease_1", 300, 0)])
-    assert world.budgets.available(world.account.id).held_nano == 0
-
-
-def test_no_such_account(world):
-    with pytest.raises(KeyError):
-        world.budgets.available("acct_none")
+    assert world.pending() == 0
 
 
 # -- races -------------------------------------------------------------------------------------

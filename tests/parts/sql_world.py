@@ -45,6 +45,11 @@ class World:
         rows = read(self.engine, lambda connection: connection.execute(select(limit_row)).all())
         return {row.kind: (row.limit_nano, row.settled_nano, row.leased_nano) for row in rows}
 
+    def pending(self):
+        """What the wallet says to a worker with a lease, nano."""
+        states = self.budgets.sync(INCARNATION, []).limits.values()
+        return next(state.pending_nano for state in states if state.kind == "wallet")
+
     def lease(self, lease_id):
         query = select(lease).where(lease.c.id == lease_id)
         return read(self.engine, lambda connection: connection.execute(query).one())

@@ -31,10 +31,8 @@ from services.backends.sql.lease_reads import (
     limit_states,
     pending_of_account,
     sync_reply,
-    wallet_balance,
 )
 from services.backends.sql.lease_records import (
-    Balance,
     Charge,
     Granted,
     GrantOutOfOrder,
@@ -51,7 +49,6 @@ from services.backends.sql.tables import account, api_key, incarnation, lease, l
 from services.core.budgets import LimitFailure, LimitState, Shortfall, grant_nano
 
 __all__ = [
-    "Balance",
     "Budgets",
     "Charge",
     "GrantOutOfOrder",
@@ -234,22 +231,7 @@ class Budgets:
 
         return write(self._engine, attempt)
 
-    def available(self, account_id: str) -> Balance:
-        """The wallet of an account. Raises KeyError when there is no such account."""
-        balance = read(self._engine, lambda connection: wallet_balance(connection, account_id))
-        if balance is None:
-            raise KeyError(account_id)
-        return balance
-
     # -- settlement, in the ledger's transaction --------------------------------------------
-
-    def refused(
-        self, connection: Connection, charges: Sequence[Charge], closed: Sequence[LeaseEnd] = ()
-    ) -> SettleRefused | None:
-        """Locks the leases and tells which of these cannot be settled; the others can, in the
-        same transaction, whatever happens elsewhere. Changes nothing."""
-        tally = Tally(connection, charges, closed)
-        return tally.refusal()
 
     def settle(
         self, connection: Connection, charges: Sequence[Charge], closed: Sequence[LeaseEnd] = ()

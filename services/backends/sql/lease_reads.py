@@ -19,8 +19,8 @@ from sqlalchemy import (
 
 from services.backends.sql.bulk import ids_table, ids_value
 from services.backends.sql.engine import now_us
-from services.backends.sql.lease_records import Balance, SyncReply
-from services.backends.sql.tables import account, incarnation, lease, limit_row
+from services.backends.sql.lease_records import SyncReply
+from services.backends.sql.tables import incarnation, lease, limit_row
 from services.core.budgets import LimitState
 
 RECALL_US: Final = 2_000_000  # how long a recall mark stands: as long as a request may wait
@@ -113,22 +113,4 @@ def sync_reply(connection: Connection, incarnation_id: str) -> SyncReply:
         {each.limit_id: each for each in states},
         {lease_id for lease_id, ids in own if not recalled.isdisjoint(ids)},
         state,
-    )
-
-
-def wallet_balance(connection: Connection, account_id: str) -> Balance | None:
-    """The wallet of an account; None when there is no such account."""
-    row = connection.execute(
-        select(limit_row)
-        .join(account, account.c.wallet_limit_id == limit_row.c.id)
-        .where(account.c.id == account_id)
-    ).one_or_none()
-    if row is None:
-        return None
-    held = pending_of_account(connection, account_id).get(row.id, 0)
-    return Balance(
-        available_nano=row.limit_nano - row.settled_nano - held,
-        limit_nano=row.limit_nano,
-        settled_nano=row.settled_nano,
-        held_nano=held,
     )

@@ -72,13 +72,3 @@ class SettleRefused(Exception):
         super().__init__(f"charges {charges}, lease ends {ends}")
         self.charges = charges
         self.ends = ends
-
-
-class Balance(msgspec.Struct, frozen=True):
-    """An account's wallet. `held_nano`: held or spent by requests that are not settled yet;
-    `available_nano` = limit - settled - held."""
-
-    available_nano: int
-    limit_nano: int
-    settled_nano: int
-    held_nano: int
