@@ -50,14 +50,14 @@ class Recorder:
             lease_id=lease.id,
             lease_seq=lease.seq + 1,
             dialect=x.dialect.name,
-            path=x.path[:1024],
-            model=x.parsed.model,
+            path=storable(x.path[:1024]),
+            model=storable(x.parsed.model),
             group=x.key.group,
             price_version=x.view.prices.id,
             hold_nano=reservation.hold_nano,
             stream=x.parsed.stream,
-            session_id=x.parsed.session_id,
-            agent_id=x.parsed.agent_id,
+            session_id=storable(x.parsed.session_id),
+            agent_id=storable(x.parsed.agent_id),
             client=x.client,
             tags=x.tags,
             body_bytes=len(x.body),
@@ -189,16 +189,16 @@ class Recorder:
             "status": status,
             "outcome": verdict.outcome,
             "dialect": x.dialect.name,
-            "path": x.path[:1024],
-            "model": x.parsed.model if x.parsed else "",
+            "path": storable(x.path[:1024]),
+            "model": storable(x.parsed.model) if x.parsed else "",
             "priced_as": x.price.model if x.price else "",
             "upstream_model": x.upstream_model,
             "channel": x.channel.name if x.channel else "",
             "group": x.key.group,
             "price_version": x.view.prices.id if x.view else "",
             "stream": x.parsed.stream if x.parsed else False,
-            "session_id": x.parsed.session_id if x.parsed else "",
-            "agent_id": x.parsed.agent_id if x.parsed else "",
+            "session_id": storable(x.parsed.session_id) if x.parsed else "",
+            "agent_id": storable(x.parsed.agent_id) if x.parsed else "",
             "client": x.client,
             "tags": x.tags,
             "hold_nano": x.reservation.hold_nano if x.reservation else 0,
@@ -224,10 +224,16 @@ class Recorder:
             event_id=f"{x.request_id}:error",
             code=verdict.code or Code.INTERNAL_ERROR,
             stage=verdict.stage or Stage.GATEWAY,
-            message=message[:1024],
+            message=storable(message[:1024]),
             provider_cost_nano=rated.provider_cost_nano if rated else 0,
             **common,
         )
+
+
+def storable(text: str) -> str:
+    """A text that clients or upstreams wrote, without NUL: PostgreSQL stores none, and an event
+    that cannot be stored would be a request that nobody pays for."""
+    return text.replace("\0", "\ufffd")
 
 
 def new_incarnation() -> str:

@@ -160,6 +160,21 @@ def test_an_upstream_that_cannot_count_is_estimated_for(stack):
     assert stack.sim.calls(after=before) == []
 
 
+@pytest.mark.parametrize("text", ["a\0b", "a\\u0000b", "\x7f\u2028"], ids=ascii)
+def test_texts_that_a_database_may_not_store_do_not_stop_the_bill(each_stack, text):
+    stack = each_stack
+    account = stack.new_account()
+    key = stack.new_key(account=account)
+    post(stack, "chat", key, stream=False, prompt_cache_key=text).body()
+    post(stack, "responses", key, stream=True, prompt_cache_key=text).body()
+    post(stack, "anthropic", key, stream=False, path="/a%00b/v1/messages").body()
+    assert post(stack, "anthropic", key, stream=False, model=text).status == 404
+    rows = stack.wait_for_rows(4, key)
+    cost_nano = sum(row["cost_nano"] for row in rows)
+    assert sum(row["cost_nano"] > 0 for row in rows) == 3
+    wait_until(lambda: balance_nano(stack, account) == 100 * USD_NANO - cost_nano)
+
+
 def test_the_session_and_agent_of_a_call_are_kept(stack):
     account = stack.new_account()
     key = stack.new_key(account=account)
