@@ -88,27 +88,21 @@ def die_with_parent() -> None:
 
 def crash_point(name: str) -> None:
     """Kills this process with SIGKILL when `TOLLGATE_CRASH_AT` is `name`, or at the Nth passage
-    when it is `name:N`; or when the file `TOLLGATE_CRASH_FILE` holds `name`, which it takes away,
-    so that one process dies once. Fault tests set them; otherwise it costs one comparison."""
+    when it is `name:N`; or when the folder `TOLLGATE_CRASH_FOLDER` holds a file of that name,
+    which it takes away, so that one process dies once. Fault tests set them; otherwise it costs
+    one comparison."""
     if not _armed:
         return
     if _crash_name == name:
         _passes[name] += 1
         if _passes[name] == _crash_pass:
             os.kill(os.getpid(), signal.SIGKILL)
-    if _crash_file and _takes_order(name):
+    if _crash_folder:
+        try:
+            os.unlink(os.path.join(_crash_folder, name))  # one process succeeds in this
+        except FileNotFoundError:
+            return
         os.kill(os.getpid(), signal.SIGKILL)
-
-
-def _takes_order(name: str) -> bool:
-    try:
-        with open(_crash_file, encoding="utf-8") as file:
-            if file.read().strip() != name:
-                return False
-        os.unlink(_crash_file)  # one process succeeds in this
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _parse_crash(text: str) -> tuple[str, int]:
@@ -117,5 +111,5 @@ def _parse_crash(text: str) -> tuple[str, int]:
 
 
 _crash_name, _crash_pass = _parse_crash(settings.environment("TOLLGATE_CRASH_AT"))
-_crash_file = settings.environment("TOLLGATE_CRASH_FILE")
-_armed = bool(_crash_name or _crash_file)
+_crash_folder = settings.environment("TOLLGATE_CRASH_FOLDER")
+_armed = bool(_crash_name or _crash_folder)

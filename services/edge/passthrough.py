@@ -96,8 +96,8 @@ class StreamRelay:
         if scan.finished or scan.error:
             self._over = True
             self._end()
-            if self._x.dialect.name == "responses" and scan.error and not scan.finished:
-                out += scan.render_error(Code.UPSTREAM_STREAM_ERROR, scan.error[1])
+            if scan.error and not scan.finished:
+                out += scan.close() + scan.render_error(Code.UPSTREAM_STREAM_ERROR, scan.error[1])
         return out
 
     def _silent(self) -> bytes:
