@@ -24,11 +24,11 @@ _CREDIT_NANO: Final = 10 * NANO_PER_USD
 _QUESTION: Final = (
     "SELECT model, count() AS requests, sum(cost_usd) AS usd FROM usage GROUP BY model"
 )
-_MESSAGE: Final = {
-    "model": "claude-haiku-4-5",
-    "max_tokens": 64,
-    "messages": [{"role": "user", "content": "Say hello"}],
-}
+_MESSAGES: Final = [{"role": "user", "content": "Say hello"}]
+_BROKEN: Final = """
+A failure costs nothing: the stream breaks after some text, the row below shows the reason
+    {}
+"""
 
 
 class Demo(NamedTuple):
@@ -90,15 +90,26 @@ def examples(demo: Demo, where: list[str], *, simulated: bool) -> str:
         return shlex.join([_command(), *words, *where])
 
     codex = f'{{name="Tollgate",base_url="{url}/v1",env_key="TOLLGATE_KEY",wire_api="responses"}}'
-    message = json.dumps(_MESSAGE, separators=(",", ":"))
+
+    def curl(**body: Any) -> str:
+        text = json.dumps({**body, "max_tokens": 64, "messages": _MESSAGES}, separators=(",", ":"))
+        headers = (
+            f"x-api-key: {key}",
+            "anthropic-version: 2023-06-01",
+            "content-type: application/json",
+        )
+        flags = [part for header in headers for part in ("-H", header)]
+        return shlex.join(["curl", "-s", f"{url}/v1/messages", *flags, "-d", text])
+
+    broken = _BROKEN.format(curl(model="sim-cut-mid-stream", stream=True)) if simulated else ""
     provider = "the simulated provider answers" if simulated else "your channels answer"
     return f"""
 Tollgate is ready on {url} ({provider}). Key of the demo account ($10):
     {key}
 
 curl
-    curl -s {url}/v1/messages -H 'x-api-key: {key}' -H 'anthropic-version: 2023-06-01' -H 'content-type: application/json' -d '{message}'
-
+    {curl(model="claude-haiku-4-5")}
+{broken}
 Claude Code
     ANTHROPIC_BASE_URL={url} ANTHROPIC_AUTH_TOKEN={key} claude -p 'Say hello'
 

@@ -1,0 +1,295 @@
+"""`tollgate up` as its user meets it: one command, everything dies, nothing is left."""
+
+import json
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+
+from services.cli.ground import require_port
+
+pytest_plugins = ["tests.parts.clickhouse_fixtures"]
+pytestmark = [
+    pytest.mark.part("chdb"),
+    pytest.mark.usefixtures("chdb_folder"),
+    pytest.mark.timeout(300),
+]
+
+ROOT = Path(__file__).parent.parent.parent
+ROLES = ("edge", "books", "analytics", "sim")
+BODY = {
+    "model": "claude-haiku-4-5",
+    "max_tokens": 64,
+    "messages": [{"role": "user", "content": "hi"}],
+}
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Up:
+    """One `tollgate up` on a folder."""
+
+    def __init__(self, folder, *arguments, port=None):
+        self.folder = folder
+        self.port = port or free_port()
+        self.output = folder.parent / f"{folder.name}.out"
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("TOLLGATE_")}
+        command = [sys.executable, "-m", "services.cli.main", "up", "--port", str(self.port)]
+        with self.output.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*command, "--data-dir", str(folder), *arguments],
+                cwd=ROOT, env=kept, stdout=output, stderr=output,
+            )  # fmt: skip
+
+    def wait_ready(self, timeout_s=60.0):
+        deadline = time.monotonic() + timeout_s
+        while self.status("/readyz") != 200:
+            assert self.process.poll() is None, self.text()
+            assert time.monotonic() < deadline, self.text()
+            time.sleep(0.05)
+
+    def wait_text(self, wanted, timeout_s=20.0):
+        deadline = time.monotonic() + timeout_s
+        while wanted not in self.text():
+            assert time.monotonic() < deadline, f"no {wanted!r} in:\n{self.text()}"
+            time.sleep(0.05)
+
+    def text(self):
+        return self.output.read_text()
+
+    def status(self, path):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=2) as reply:
+                return reply.status
+        except urllib.error.HTTPError as ex:
+            return ex.code
+        except OSError:
+            return 0
+
+    def ask(self):
+        """One message with the demo key: its status; 0 for no answer."""
+        key = json.loads((self.folder / "demo.json").read_text())["api_key"]
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}/v1/messages",
+            json.dumps(BODY).encode(),
+            {
+                "x-api-key": key,
+                "anthropic-version": "2023-06-01",
+                "content-type": "application/json",
+            },
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=20) as reply:
+                assert json.load(reply)["type"] == "message"
+                return reply.status
+        except urllib.error.HTTPError as ex:
+            return ex.code
+        except OSError:
+            return 0
+
+    def parts(self):
+        """Role -> its process (the direct children)."""
+        found = {}
+        for child in psutil.Process(self.process.pid).children():
+            line = " ".join(child.cmdline())
+            role = "sim" if "services.sim" in line else line.removeprefix("tollgate: ").strip()
+            found[role] = child
+        return found
+
+    def tree(self):
+        return psutil.Process(self.process.pid).children(recursive=True)
+
+    def stop(self, number=signal.SIGTERM):
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            return self.process.wait(60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+
+    def cli(self, *arguments):
+        command = [sys.executable, "-m", "services.cli.main", *arguments]
+        done = subprocess.run(
+            [*command, "--data-dir", str(self.folder), "--json"],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+
+@pytest.fixture
+def up(tmp_path):
+    started = []
+
+    def start(*arguments, **more):
+        started.append(Up(tmp_path / "data", *arguments, **more))
+        return started[-1]
+
+    yield start
+    for each in started:
+        if each.process.poll() is None:
+            each.process.kill()
+            each.process.wait()
+
+
+def gone(processes, timeout_s=10.0):
+    _, alive = psutil.wait_procs(processes, timeout=timeout_s)
+    return not [each for each in alive if each.status() != psutil.STATUS_ZOMBIE]
+
+
+def charged(rows):
+    return [row["cost_usd"] for row in rows if row["outcome"] == "completed"]
+
+
+def wait_for_rows(running, count, timeout_s=30.0):
+    deadline = time.monotonic() + timeout_s
+    while len(rows := running.cli("usage", "--limit", "100")) < count:
+        assert time.monotonic() < deadline, rows
+        time.sleep(0.2)
+    return rows
+
+
+def test_one_command_serves_bills_shows_and_leaves_nothing(up):
+    running = up()
+    running.wait_ready()
+    running.wait_text("Ctrl-C drains and stops everything")
+    demo = running.folder / "demo.json"
+    body = json.loads(demo.read_text())
+    assert stat.S_IMODE(demo.stat().st_mode) == 0o600
+    assert set(body) == {"base_url", "api_key", "admin_key", "console_url"}
+    assert body["base_url"] == f"http://127.0.0.1:{running.port}"
+    assert body["api_key"] in running.text()
+
+    assert running.ask() == 200
+    running.wait_text("claude-haiku-4-5              in")  # the live line of the booked request
+    rows = wait_for_rows(running, 1)
+    spent = charged(rows)
+    assert len(spent) == 1
+    account = running.cli("account", "list")[0]
+    assert account["charged_usd"] == spent[0]
+    assert running.cli("sql", "SELECT count() AS n FROM usage")["rows"] == [[1]]
+
+    tree = running.tree()
+    assert set(running.parts()) == set(ROLES)
+    assert len(tree) >= 6
+    assert running.stop() == 0
+    assert gone(tree)
+    assert "stopped" in running.text().splitlines()[-1]
+    assert not (running.folder / "run" / "up.lock").exists()
+    assert not (running.folder / "run" / "query.sock").exists()
+    require_port("127.0.0.1", running.port)
+    # The same two questions when nothing runs.
+    assert charged(running.cli("usage")) == spent
+    assert running.cli("sql", "SELECT count() AS n FROM usage")["rows"] == [[1]]
+    for log in (running.folder / "logs").glob("*.log"):
+        assert body["api_key"] not in log.read_text(), log
+
+
+def test_a_second_start_keeps_key_and_money(up):
+    first = up("--quiet")
+    first.wait_ready()
+    assert first.ask() == 200
+    key = json.loads((first.folder / "demo.json").read_text())["api_key"]
+    assert first.stop(signal.SIGINT) == 0
+    second = up("--quiet")
+    second.wait_ready()
+    assert second.ask() == 200
+    assert json.loads((second.folder / "demo.json").read_text())["api_key"] == key
+    wait_for_rows(second, 2)
+    account = second.cli("account", "list")[0]
+    assert account["topped_up_usd"] == "10"
+    assert second.text().count("preparing the database") == 1
+    assert second.stop() == 0
+
+
+def test_a_folder_and_a_port_are_used_once(up, tmp_path):
+    running = up("--quiet")
+    running.wait_ready()
+    second = up("--quiet")
+    assert second.process.wait(30) == 1
+    assert f"another `tollgate up` (process {running.process.pid}) runs on" in running.text()
+    elsewhere = Up(tmp_path / "other", "--quiet", port=running.port)
+    assert elsewhere.process.wait(30) == 1
+    assert elsewhere.text().splitlines()[-1].endswith("it is in use")
+    assert running.ask() == 200
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_killed_part_returns_and_the_bill_is_right(up, role):
+    running = up("--quiet")
+    running.wait_ready()
+    assert running.ask() == 200
+    before = running.parts()[role]
+    before.kill()
+    deadline = time.monotonic() + 60
+    served = 1
+    while served < 3:
+        assert time.monotonic() < deadline, running.text()
+        served += running.ask() == 200
+        time.sleep(0.1)
+    while role not in running.parts() or running.parts()[role].pid == before.pid:
+        assert time.monotonic() < deadline, running.text()
+        time.sleep(0.1)
+    assert f"{role} ended (signal SIGKILL)" in running.text()
+    rows = charged(wait_for_rows(running, served))
+    assert len(rows) == served
+    total = running.cli("sql", "SELECT toString(sum(cost_nano)) AS n FROM usage")["rows"][0][0]
+    deadline = time.monotonic() + 20
+    while True:
+        account = running.cli("account", "list")[0]
+        if round(float(account["charged_usd"]) * 1e9) == int(total):
+            break
+        assert time.monotonic() < deadline, (account, total)
+        time.sleep(0.2)
+    assert running.stop() == 0
+
+
+def test_a_killed_supervisor_takes_its_parts_along_and_the_next_start_works(up):
+    running = up("--quiet")
+    running.wait_ready()
+    assert running.ask() == 200
+    tree = running.tree()
+    running.process.kill()
+    running.process.wait()
+    assert gone(tree, 20.0)
+    again = up("--quiet", port=running.port)
+    again.wait_ready()
+    assert again.ask() == 200
+    assert len(charged(wait_for_rows(again, 2))) == 2
+    assert again.stop() == 0
+
+
+def test_a_wrong_configuration_starts_nothing(up, tmp_path):
+    config = tmp_path / "wrong.toml"
+    config.write_text("[edge]\nworkers = 0\n")
+    running = up("--config", str(config))
+    assert running.process.wait(30) == 2
+    assert len(running.text().splitlines()) == 1
+    assert "edge.workers" in running.text()
+
+
+def test_a_part_that_cannot_start_is_told_with_its_log(up, tmp_path):
+    config = tmp_path / "wrong.toml"
+    config.write_text('[bus]\npath = "/dev/null/bus.db"\n')
+    running = up("--config", str(config), "--quiet")
+    assert running.process.wait(60) == 1
+    assert "does not start" in running.text()
+    assert "/dev/null" in running.text()
