@@ -85,6 +85,11 @@ class Lease:
     def free_nano(self) -> int:
         return self.amount_nano - self.spent_nano - self.reserved_nano
 
+    def fits(self, hold_nano: int) -> bool:
+        """Whether a hold can be taken now. Even a hold of nothing (a free group) needs a grant
+        first: the centre counts events only of leases that it knows."""
+        return self.grant_no > 0 and self.free_nano >= hold_nano
+
 
 class Reservation:
     """One request's hold on a lease; ended exactly once by `settle`."""
@@ -128,7 +133,7 @@ class LeaseBook:
         lease = self._leases.get(key.id)
         if lease is None or lease.closed:
             lease = self._leases[key.id] = Lease(key, self._clock.monotonic_s())
-        if lease.free_nano < hold_nano:
+        if not lease.fits(hold_nano):
             lease = self._grow(key, lease, hold_nano)
         lease.reserved_nano += hold_nano
         lease.used_s = self._clock.monotonic_s()
@@ -187,7 +192,7 @@ class LeaseBook:
         deadline_s = self._clock.monotonic_s() + self._wait_s
         while True:
             with lease.lock:
-                if not lease.closed and lease.free_nano >= hold_nano:
+                if not lease.closed and lease.fits(hold_nano):
                     return lease
                 if not lease.closed:
                     try:
@@ -195,7 +200,7 @@ class LeaseBook:
                     except Shortfall as ex:
                         if not ex.only_leased or self._clock.monotonic_s() >= deadline_s:
                             raise refusal(ex.failing) from ex
-                    if lease.free_nano >= hold_nano:
+                    if lease.fits(hold_nano):
                         return lease
             if lease.closed:
                 lease = self._leases.setdefault(key.id, Lease(key, self._clock.monotonic_s()))

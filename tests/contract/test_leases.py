@@ -163,3 +163,12 @@ def test_the_headers_number_counts_holds_and_unsettled_spend(world, desk):
     ]
     desk.book.settle(held, USD // 2)  # not reported yet, counted all the same
     assert min(desk.book.remaining_nano(limit) for limit in limits) == 8 * USD - USD // 2
+
+
+def test_a_free_request_has_a_lease_that_the_centre_knows(world, desk):
+    """Otherwise its events could not be counted, and the lease could never be closed."""
+    held = desk.book.reserve(desk.key, 0)
+    assert world.lease(held.lease.id).amount_nano == 0
+    grants = held.lease.grant_no
+    desk.book.settle(desk.book.reserve(desk.key, 0), 0)
+    assert held.lease.grant_no == grants
