@@ -3,7 +3,8 @@
 Order, so that a kill at any point bills nothing wrong: `request` durable, upstream call, terminal
 durable, last bytes to the client. Nothing here yields between a sequence number and its append."""
 
-from typing import Any
+from collections import OrderedDict
+from typing import Any, Final
 
 import msgspec
 
@@ -14,13 +15,15 @@ from services.backends.lifecycle import crash_point
 from services.backends.outbox import Outbox
 from services.core.errors import Refusal
 from services.core.ids import new_id
-from services.core.outcomes import Ending, Verdict, judge, refused
+from services.core.outcomes import PPM, Ending, Verdict, judge, refused
 from services.core.rating import Rated, rate
 from services.edge.counters import Counters
 from services.edge.exchange import Exchange
 from services.edge.leases import Lease, LeaseBook, Reservation
 
-SOURCE = "edge"
+SOURCE: Final = "edge"
+SESSIONS_MAX: Final = 10_000
+_INPUT_CLASSES: Final = ("input", "cache_read", "cache_write_5m", "cache_write_1h")
 
 
 class Recorder:
@@ -31,6 +34,7 @@ class Recorder:
         self._clock = clock
         self._counters = counters
         self.leases: LeaseBook | None = None
+        self._shares: OrderedDict[str, int] = OrderedDict()
 
     def request(self, x: Exchange, reservation: Reservation) -> None:
         """The request is admitted: durable before the upstream is called.
@@ -100,8 +104,7 @@ class Recorder:
         self._count(x, event)
         return verdict
 
-    @staticmethod
-    def _judged(x: Exchange, ending: Ending, code: Code | None) -> Verdict:
+    def _judged(self, x: Exchange, ending: Ending, code: Code | None) -> Verdict:
         assert x.parsed is not None
         verdict = judge(
             ending,
@@ -110,7 +113,10 @@ class Recorder:
             streaming=x.parsed.stream,
             relayed=x.relayed,
             text_bytes=x.parsed.shape.text_bytes,
+            cache_share_ppm=self._shares.get(x.parsed.session_id, 0),
         )
+        if verdict.billed and not verdict.estimated:
+            self._learn_share(x.parsed.session_id, verdict.usage)
         if code is None or verdict.billed:
             return verdict
         stage = Stage.ROUTING if code is Code.NO_CAPACITY else verdict.stage
@@ -151,6 +157,17 @@ class Recorder:
                 events=lease.seq,
             )
         )
+
+    def _learn_share(self, session_id: str, usage: dict[str, int]) -> None:
+        """What part of the session's input came from the cache, for an estimate later on."""
+        cached = usage.get("cache_read", 0)
+        if not session_id or not cached:
+            return
+        total = sum(usage.get(name, 0) for name in _INPUT_CLASSES)
+        self._shares[session_id] = cached * PPM // total
+        self._shares.move_to_end(session_id)
+        if len(self._shares) > SESSIONS_MAX:
+            self._shares.popitem(last=False)
 
     def _rated(self, x: Exchange, verdict: Verdict) -> Rated | None:
         """What the customer owes, or for a free ending what the provider told it used: its cost
