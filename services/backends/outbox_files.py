@@ -127,19 +127,15 @@ class IncarnationFiles:
     def _open(self, number: int) -> Iterator[sqlite3.Connection | None]:
         """A snapshot reader; None for a file whose making was interrupted."""
         path = file_path(self.folder, self.incarnation, number)
-        connection = sqlite3.connect(
-            f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None, timeout=1.0
-        )
-        connection.text_factory = bytes  # a damaged text must not make a row unreadable
+        connection = None
         try:
-            if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone():
-                yield connection
-            else:
-                yield None
+            connection, made = _connect(path)
+            yield connection if made else None
         except sqlite3.DatabaseError as error:
             raise named(error, path) from error
         finally:
-            connection.close()
+            if connection is not None:
+                connection.close()
 
     def set_aside(self, number: int) -> None:
         """Renames a finished and shipped file that a person must look at."""
@@ -174,7 +170,42 @@ def list_incarnations(folder: Path) -> list[IncarnationFiles]:
     return [IncarnationFiles(folder, name) for name in sorted(names)]
 
 
+def remove_orphans(folder: Path) -> None:
+    """Removes what a crash inside `remove_file` leaves. It drops, and SQLite makes, the main file
+    of a database first; so the others without it belong to nobody."""
+    for path in folder.glob("*.db-*"):
+        if not path.with_name(path.name.rpartition("-")[0]).exists():
+            path.unlink(missing_ok=True)
+
+
+def _connect(path: Path) -> tuple[sqlite3.Connection, bool]:
+    """A read-only connection, and whether the file has its tables."""
+    try:
+        return _try(path, "mode=ro")
+    except sqlite3.OperationalError:
+        # A full disk has no room for the index of an (absent) WAL. Nobody writes a file without
+        # a WAL, so it can be read as it is.
+        wal = Path(f"{path}-wal")
+        if not path.exists() or (wal.exists() and wal.stat().st_size):
+            raise
+        return _try(path, "mode=ro&immutable=1")
+
+
+def _try(path: Path, options: str) -> tuple[sqlite3.Connection, bool]:
+    connection = sqlite3.connect(
+        f"{path.absolute().as_uri()}?{options}", uri=True, isolation_level=None, timeout=1.0
+    )
+    connection.text_factory = bytes  # a damaged text must not make a row unreadable
+    try:
+        made = connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'meta'").fetchone()
+    except sqlite3.DatabaseError:
+        connection.close()
+        raise
+    return connection, made is not None
+
+
 def named(error: sqlite3.DatabaseError, path: Path) -> Exception:
+    """What the reader of an outbox file does next."""
     code = getattr(error, "sqlite_errorcode", 0) & 0xFF
     if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
         return OutboxCorrupt(f"{path.name}: {error}")

@@ -150,11 +150,15 @@ class SealedOutbox:
 
 def seal(folder: Path, incarnation: str, carried: OpenWork | None = None) -> SealedOutbox | None:
     """Proves by the lock that the incarnation is dead and seals all its files; None while its
-    process lives. `carried` is what rows of files already removed left open.
+    process lives, or when nothing of it is left to seal. `carried` is what rows of files already
+    removed left open.
 
     Call `release` on the result. Raises `OutboxCorrupt`, `NotReadable`."""
     files = IncarnationFiles(folder, incarnation)
-    fd = os.open(lock_path(folder, incarnation), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+    try:
+        fd = os.open(lock_path(folder, incarnation), os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:  # complete, shipped and being removed
+        return None
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return SealedOutbox(files, fd, carried or OpenWork())

@@ -4,6 +4,7 @@ Every step may be repeated after a crash between any two: the lock proves the de
 centre keeps refusing grants, the last rows and the mark `ended` are one transaction.
 """
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
@@ -30,15 +31,22 @@ class Budgets(Protocol):
 
 
 class Reaper:
-    """`carried(incarnation)` tells what rows of files already removed left open."""
+    """`carried(incarnation)` tells what rows of files already removed left open. `removal` is
+    held while files are read, so that what is carried and what is in files stay of one time."""
 
     def __init__(
-        self, folder: Path, budgets: Budgets, clock: Clock, carried: Callable[[str], OpenWork]
+        self,
+        folder: Path,
+        budgets: Budgets,
+        clock: Clock,
+        carried: Callable[[str], OpenWork],
+        removal: threading.Lock,
     ) -> None:
         self._folder = folder
         self._budgets = budgets
         self._clock = clock
         self._carried = carried
+        self._removal = removal
         self._done: set[str] = set()
         self._retry_at_s: dict[str, float] = {}
         self._log = get_logger()
@@ -53,7 +61,8 @@ class Reaper:
             if name in self._done or self._retry_at_s.get(name, 0.0) > self._clock.monotonic_s():
                 continue
             try:
-                ended += self._reap(name)
+                with self._removal:
+                    ended += self._reap(name)
             except (OutboxCorrupt, NotReadable, DiskFull, DatabaseUnavailable) as error:
                 self._retry_at_s[name] = self._clock.monotonic_s() + _RETRY_S
                 metric("tollgate_outbox_errors_total").labels(reason="reap").inc()

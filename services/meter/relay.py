@@ -9,15 +9,12 @@ finished and shipped, and reaps dead incarnations.
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, Protocol
-
-import msgspec
+from typing import Final
 
 from schemas import config as schema
-from schemas.events import TOPIC
-from services.backends.bus.port import Bus, BusUnavailable, Record, RecordTooLarge
+from services.backends.bus.port import Bus, BusUnavailable, Record
 from services.backends.clock import Clock
 from services.backends.lifecycle import crash_point
 from services.backends.outbox_files import (
@@ -25,12 +22,14 @@ from services.backends.outbox_files import (
     OutboxCorrupt,
     Row,
     list_incarnations,
+    remove_orphans,
 )
-from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.telemetry import get_logger, metric
-from services.meter.reaper import Budgets, Reaper
-from services.meter.relay_source import Source, facts_of, position_of
-from services.meter.relay_store import Dead, RelayStore
+from services.meter.reaper import Budgets
+from services.meter.relay_send import dead_row, facts_of, send_all
+from services.meter.relay_source import Source, position_of
+from services.meter.relay_sql import SqlLoop, SqlOutbox
+from services.meter.relay_store import RelayStore, StoreFull
 
 GUARD: Final = "relay.guard"
 _BATCH_BYTES: Final = 8 * 1024 * 1024
@@ -42,19 +41,6 @@ _BACKOFF_MAX_S: Final = 5.0
 
 class AnotherRelay(Exception):
     """A living relay has this folder: exit."""
-
-
-class SqlRow(Protocol):
-    id: Any
-    event_id: str
-    partition_key: str
-    body: bytes
-
-
-class SqlOutbox(Protocol):
-    def unshipped(self, limit: int) -> Sequence[SqlRow]: ...
-
-    def mark_shipped(self, ids: Sequence[Any]) -> None: ...
 
 
 class Relay:
@@ -72,11 +58,12 @@ class Relay:
     ) -> None:
         self._folder = folder
         self._bus = bus
-        self._sql_outbox = sql_outbox
         self._clock = clock
         self._settings = settings
-        self._budgets = budgets
         self._beat = beat
+        self._removal = threading.Lock()
+        self._sql = SqlLoop(folder, bus, sql_outbox, budgets, clock, settings, self._removal)
+        self._escaped: BaseException | None = None
         self._sources: dict[str, Source] = {}
         self._retry_at_s: dict[str, float] = {}
         self._log = get_logger()
@@ -86,16 +73,26 @@ class Relay:
         guard = self._take_guard()
         self._store = RelayStore(self._folder)
         self._producer = self._bus.producer()
-        reaper = None
-        if self._budgets is not None:
-            reaper = Reaper(self._folder, self._budgets, self._clock, self._store.carried)
+        side_stop = threading.Event()
+        side = threading.Thread(target=self._run_side, args=(side_stop,), name="relay-sql")
+        side.start()
         self._log.info("relay_started", folder=str(self._folder))
         try:
-            self._loop(stop, reaper)
+            self._loop(stop)
         finally:
+            side_stop.set()
+            side.join()
             self._producer.close()
             self._store.close()
             os.close(guard)
+        if self._escaped is not None:
+            raise self._escaped
+
+    def _run_side(self, stop: threading.Event) -> None:
+        try:
+            self._sql.run(stop)
+        except BaseException as error:
+            self._escaped = error
 
     def _take_guard(self) -> int:
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -107,25 +104,24 @@ class Relay:
             raise AnotherRelay(f"another relay ships {self._folder}") from None
         return fd
 
-    def _loop(self, stop: threading.Event, reaper: Reaper | None) -> None:
+    def _loop(self, stop: threading.Event) -> None:
         failures = 0
         clean_at_s = 0.0
-        while not stop.is_set():
+        while not stop.is_set() and self._escaped is None:
             self._beat()
             if self._clock.monotonic_s() >= clean_at_s:
-                if reaper is not None:
-                    reaper.run_once()
                 self._find_sources()
                 self._clean()
                 clean_at_s = self._clock.monotonic_s() + _CLEAN_S
             try:
                 sent = self._round(stop)
                 failures = 0
-            except BusUnavailable as error:
+            except (BusUnavailable, StoreFull) as error:
                 failures += 1
+                what = "bus_unavailable" if isinstance(error, BusUnavailable) else "store_full"
                 metric("tollgate_bus_errors_total").labels(operation="send").inc()
                 metric("tollgate_relay_resends_total").inc()
-                self._log.warning("bus_unavailable", failures=failures, error=str(error))
+                self._log.warning(what, failures=failures, error=str(error))
                 stop.wait(min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(failures, 10)))
                 continue
             if not sent:
@@ -176,7 +172,6 @@ class Relay:
                 metric("tollgate_relay_lag_seconds").set(lag_us / 1e6)
                 self._ship(source, rows)
                 sent += len(rows)
-        sent += self._ship_sql()
         metric("tollgate_relay_lag_seconds").set(lag_us / 1e6 if sent else 0)
         return sent
 
@@ -192,8 +187,10 @@ class Relay:
             self._log.critical("outbox_gap", incarnation=name, missing=gap, upto=rows[-1].seq)
         damaged = [row for row in rows if not row.intact]
         records = [Record(row.partition_key, row.body) for row in rows if row.intact]
+        now_us = self._clock.now_us()
         dead = [
-            self._dead(name, row.seq, "checksum", row.partition_key, row.body) for row in damaged
+            dead_row(name, row.seq, "checksum", Record(row.partition_key, row.body), now_us)
+            for row in damaged
         ]
         if damaged:
             metric("tollgate_outbox_errors_total").labels(reason="checksum").inc(len(damaged))
@@ -201,9 +198,8 @@ class Relay:
                 "outbox_rows_damaged", incarnation=name, seqs=[r.seq for r in damaged]
             )
         seqs = [row.seq for row in rows if row.intact]
-        for index in self._send(records):
-            key, body = records[index]
-            dead.append(self._dead(name, seqs[index], "too_large", key, body))
+        for index in send_all(self._producer, records):
+            dead.append(dead_row(name, seqs[index], "too_large", records[index], now_us))
         crash_point("relay.after_send")
         position = position_of(rows[-1])
         self._store.advance(name, position, dead)
@@ -211,55 +207,25 @@ class Relay:
         source.advance(position, rows)
         metric("tollgate_relay_events_total").inc(len(rows))
 
-    def _send(self, records: list[Record]) -> list[int]:
-        """Sends all that can be sent; the indexes of the others. Raises `BusUnavailable`."""
-        places = list(range(len(records)))
-        refused: list[int] = []
-        while places:
-            try:
-                self._producer.send(TOPIC, [records[place] for place in places])
-                break
-            except RecordTooLarge as error:
-                refused.append(places.pop(error.index))
-                metric("tollgate_outbox_errors_total").labels(reason="too_large").inc()
-                self._log.critical("event_too_large", size_bytes=error.size_bytes)
-        return refused
-
-    def _dead(self, name: str, seq: int, reason: str, key: str, body: bytes) -> Dead:
-        try:
-            event_id = facts_of(body).event_id
-        except msgspec.MsgspecError:
-            event_id = ""
-        return Dead(name, seq, event_id, reason, key, body, self._clock.now_us())
-
-    def _ship_sql(self) -> int:
-        if self._sql_outbox is None:
-            return 0
-        try:
-            rows = self._sql_outbox.unshipped(self._settings.relay_batch)
-            if not rows:
-                return 0
-            records = [Record(row.partition_key, row.body) for row in rows]
-            refused = self._send(records)
-            self._store.add_dead(
-                [self._dead("sql", 0, "too_large", *records[index]) for index in refused]
-            )
-            crash_point("relay.sql_after_send")
-            self._sql_outbox.mark_shipped([row.id for row in rows])
-        except DatabaseUnavailable as error:
-            self._log.warning("sql_outbox_unavailable", error=str(error))
-            return 0
-        metric("tollgate_relay_events_total").inc(len(rows))
-        return len(rows)
-
     # -- what is done ------------------------------------------------------------------------
 
     def _clean(self) -> None:
-        for name, source in list(self._sources.items()):
-            if self._waits(name):
-                continue
-            try:
-                if source.remove_shipped(self._store):
-                    del self._sources[name]
-            except (OutboxCorrupt, NotReadable) as error:
-                self._postpone(name, error)
+        if not self._removal.acquire(blocking=False):
+            return  # the reaper reads; the next time will do
+        try:
+            self._store.keep_ballast()
+            remove_orphans(self._folder)
+            for name, source in list(self._sources.items()):
+                if not self._waits(name):
+                    self._remove_shipped(name, source)
+        finally:
+            self._removal.release()
+
+    def _remove_shipped(self, name: str, source: Source) -> None:
+        try:
+            if source.remove_shipped(self._store):
+                del self._sources[name]
+        except (OutboxCorrupt, NotReadable) as error:
+            self._postpone(name, error)
+        except StoreFull as error:
+            self._log.warning("store_full", error=str(error))

@@ -1,27 +1,12 @@
 """One incarnation on its way to the bus: what is read, what was shipped, what may be removed."""
 
 from collections.abc import Sequence
-from typing import Final
-
-import msgspec
 
 from services.backends.lifecycle import crash_point
 from services.backends.outbox_files import IncarnationFiles, Row
 from services.meter.consumer import Halt
+from services.meter.relay_send import facts_of
 from services.meter.relay_store import Position, RelayStore
-
-
-class Facts(msgspec.Struct):
-    event_id: str
-    occurred_at: int
-
-
-_facts: Final = msgspec.json.Decoder(Facts)
-
-
-def facts_of(body: bytes) -> Facts:
-    """What the relay reads of an event. Raises `msgspec.MsgspecError`."""
-    return _facts.decode(body)
 
 
 def position_of(row: Row) -> Position:

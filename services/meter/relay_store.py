@@ -4,16 +4,19 @@ Losing it costs repeats, never an event; what it keeps of a dead incarnation's o
 by the reaper. One process at a time (the relay's guard) uses it.
 """
 
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from services.backends.outbox_seal import OpenWork
 
 FILE: Final = "relay.db"
+BALLAST: Final = "relay.ballast"
+_BALLAST_BYTES: Final = 1024 * 1024
 
 _DDL: Final = """
 CREATE TABLE IF NOT EXISTS position (
@@ -24,6 +27,15 @@ CREATE TABLE IF NOT EXISTS dead (
     reason TEXT NOT NULL, partition_key TEXT NOT NULL, body BLOB NOT NULL, at INTEGER NOT NULL,
     UNIQUE (incarnation, seq, event_id)
 );
+"""
+
+_ADVANCE: Final = """
+INSERT INTO position (incarnation, seq, event_id) VALUES (?, ?, ?)
+ON CONFLICT (incarnation) DO UPDATE SET seq = excluded.seq, event_id = excluded.event_id
+"""
+_ADD_DEAD: Final = """
+INSERT OR IGNORE INTO dead (incarnation, seq, event_id, reason, partition_key, body, at)
+VALUES (?, ?, ?, ?, ?, ?, ?)
 """
 
 
@@ -46,7 +58,13 @@ class Dead(NamedTuple):
     at: int  # microseconds
 
 
+class StoreFull(Exception):
+    """The disk is full and the ballast used: repeat when there is space."""
+
+
 class RelayStore:
+    """Keeps a ballast file: on a full disk it is the relay that frees space."""
+
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(
@@ -54,7 +72,40 @@ class RelayStore:
         )
         self._connection.execute("PRAGMA journal_mode = WAL")
         self._connection.execute("PRAGMA synchronous = FULL")
+        self._connection.execute("PRAGMA wal_autocheckpoint = 50")
         self._connection.executescript(_DDL)
+        self._ballast = folder / BALLAST
+        self.keep_ballast()
+
+    def keep_ballast(self) -> None:
+        """Reserves the ballast again once there is space."""
+        if self._ballast.exists():
+            return
+        fd = os.open(self._ballast, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        try:
+            os.posix_fallocate(fd, 0, _BALLAST_BYTES)
+        except OSError:
+            self._ballast.unlink()
+        finally:
+            os.close(fd)
+
+    def _write(self, *statements: tuple[str, Sequence[Any]]) -> None:
+        """Each statement for each of its rows, in one transaction. Raises `StoreFull`."""
+        for attempt in (1, 2):
+            try:
+                self._connection.execute("BEGIN IMMEDIATE")
+                for statement, rows in statements:
+                    self._connection.executemany(statement, rows)
+                self._connection.execute("COMMIT")
+                return
+            except sqlite3.OperationalError as error:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                if error.sqlite_errorcode != sqlite3.SQLITE_FULL:
+                    raise
+                if attempt == 2:
+                    raise StoreFull(str(error)) from error
+                self._ballast.unlink(missing_ok=True)
 
     def position(self, incarnation: str) -> Position:
         row = self._connection.execute(
@@ -64,27 +115,11 @@ class RelayStore:
 
     def advance(self, incarnation: str, position: Position, dead: Sequence[Dead]) -> None:
         """The rows up to `position` are on the bus, or among `dead`; one transaction."""
-        self._connection.execute("BEGIN IMMEDIATE")
-        self._connection.execute(
-            "INSERT INTO position (incarnation, seq, event_id) VALUES (?, ?, ?)"
-            " ON CONFLICT (incarnation) DO UPDATE SET seq = excluded.seq,"
-            " event_id = excluded.event_id",
-            (incarnation, *position),
-        )
-        self._insert_dead(dead)
-        self._connection.execute("COMMIT")
+        self._write((_ADVANCE, [(incarnation, *position)]), (_ADD_DEAD, dead))
 
     def add_dead(self, dead: Sequence[Dead]) -> None:
-        self._connection.execute("BEGIN IMMEDIATE")
-        self._insert_dead(dead)
-        self._connection.execute("COMMIT")
-
-    def _insert_dead(self, dead: Sequence[Dead]) -> None:
-        self._connection.executemany(
-            "INSERT OR IGNORE INTO dead (incarnation, seq, event_id, reason, partition_key, body,"
-            " at) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            dead,
-        )
+        if dead:
+            self._write((_ADD_DEAD, dead))
 
     def dead(self) -> list[Dead]:
         """Everything set aside, oldest first."""
@@ -107,14 +142,16 @@ class RelayStore:
 
     def carry(self, incarnation: str, work: OpenWork) -> None:
         """Call before files that hold rows up to `work.seq` are removed."""
-        self._connection.execute(
-            "UPDATE position SET carried = ? WHERE incarnation = ?",
-            (msgspec.json.encode(work), incarnation),
+        self._write(
+            (
+                "UPDATE position SET carried = ? WHERE incarnation = ?",
+                [(msgspec.json.encode(work), incarnation)],
+            )
         )
 
     def forget(self, incarnation: str) -> None:
         """The incarnation has no file any more."""
-        self._connection.execute("DELETE FROM position WHERE incarnation = ?", (incarnation,))
+        self._write(("DELETE FROM position WHERE incarnation = ?", [(incarnation,)]))
 
     def close(self) -> None:
         self._connection.close()

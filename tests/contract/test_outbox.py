@@ -17,7 +17,7 @@ import pytest
 from schemas.events import decode
 from services.backends.clock import SystemClock
 from services.backends.outbox import DiskFull, Outbox, OutboxFailed, Sealed
-from services.backends.outbox_files import IncarnationFiles, list_incarnations
+from services.backends.outbox_files import IncarnationFiles, list_incarnations, remove_orphans
 from services.backends.outbox_seal import OpenWork, seal
 from tests.parts.outbox_worker import Syncer, lease_closed, request, settings, usage
 
@@ -177,6 +177,7 @@ def test_a_worker_that_is_sealed_writes_no_more(tmp_path):
     outbox = make(tmp_path)
     outbox.append(request(1))
     (tmp_path / "edge-1.lock").unlink()
+    (tmp_path / "edge-1.lock").touch()
     sealed = seal(tmp_path, "edge-1")
     with pytest.raises(Sealed):
         outbox.append_last(usage(1))
@@ -326,41 +327,41 @@ def test_back_pressure_at_max_bytes(tmp_path, monkeypatch):
     assert outbox.last_seq == admitted + 1
 
 
-def test_works_in_a_patched_process_without_stopping_the_hub(tmp_path):
+def test_a_slow_disk_does_not_stop_the_hub_of_a_patched_process(tmp_path):
+    """Each fsync takes 0.2 s here; greenlets append and run on meanwhile."""
     code = """
 from gevent import monkey; monkey.patch_all()
-import sys, time, gevent
+import os, sys, time, gevent
 from gevent.threadpool import ThreadPool
 from pathlib import Path
-from tests.contract.test_outbox import make, request, usage
-outbox = make(Path(sys.argv[1]), rotate_bytes=2_000_000)
+from tests.contract.test_outbox import make, request
+blocking_sleep = monkey.get_original("time", "sleep")
+fdatasync, syncing, ticks = os.fdatasync, [False], [0]
+def slow(fd):
+    syncing[0] = True
+    blocking_sleep(0.2); fdatasync(fd)
+    syncing[0] = False
+os.fdatasync = slow
+outbox = make(Path(sys.argv[1]), rotate_bytes=1_000_000)
 pool = ThreadPool(1)
-gaps, spent = [], []
-def tick():
-    last = time.perf_counter()
-    while True:
-        gevent.sleep(0.001)
-        now = time.perf_counter(); gaps.append(now - last); last = now
 def sync():
     while True:
         pool.apply(outbox.sync)
-        gevent.sleep(0.02)
-loops = [gevent.spawn(tick), gevent.spawn(sync)]
-for n in range(5000):
-    at = time.perf_counter(); outbox.append(request(n)); spent.append(time.perf_counter() - at)
-    gevent.sleep(0)
-gevent.killall(loops)
-outbox.close()
-gaps.sort(); spent.sort()
-print(gaps[len(gaps) * 99 // 100], spent[len(spent) // 2])
+        gevent.sleep(0.01)
+loop = gevent.spawn(sync)
+for n in range(2000):
+    outbox.append(request(n))
+    ticks[0] += syncing[0]
+    gevent.sleep(0.0005)
+gevent.kill(loop)
+os.fdatasync = fdatasync
+pool.apply(outbox.close)
+print(ticks[0])
 """
     done = run(code, tmp_path)
     assert done.returncode == 0, done.stderr
-    gap_p99_s, append_p50_s = map(float, done.stdout.split())
-    assert append_p50_s < 0.001
-    assert gap_p99_s < 0.05
-    rows = rows_of(tmp_path)
-    assert [row.seq for row in rows] == list(range(1, 5002))
+    assert int(done.stdout) > 1000  # appends made while the disk was busy
+    assert [row.seq for row in rows_of(tmp_path)] == list(range(1, 2002))
     assert len(IncarnationFiles(tmp_path, "edge-1").numbers()) > 2
 
 
@@ -386,6 +387,17 @@ def test_listing_is_by_name_and_ignores_other_files(tmp_path):
     (tmp_path / "edge-c.lock").touch()
     names = [files.incarnation for files in list_incarnations(tmp_path)]
     assert names == ["edge-a", "edge-b", "edge-c"]
+
+
+def test_orphans_of_a_crash_are_removed_and_nothing_else(tmp_path):
+    outbox = make(tmp_path)
+    outbox.append(request(1))
+    (tmp_path / "edge-0-000001.db-wal").touch()
+    (tmp_path / "edge-0-000001.db-shm").touch()
+    before = {path.name for path in tmp_path.glob("edge-1*")}
+    remove_orphans(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == before
+    assert len(rows_of(tmp_path)) == 1
 
 
 def test_append_is_quick(tmp_path):

@@ -161,7 +161,7 @@ def test_kills_at_any_time_lose_nothing(folder, bus_config, seed):
         relay.kill()
     assert [w.wait(60) for w in workers] == [0, 0]
     drain(folder, bus_config)
-    check_all_there(bus_config, names, 8001)
+    check_all_there(bus_config, names, 8006)
 
 
 def test_only_one_relay_per_folder(folder, local):
@@ -330,7 +330,7 @@ def test_kafka_away_for_a_while(folder, own_broker):  # noqa: F811
     open_bus(config).ensure_topics()
     rotate = '{"rotate_bytes": 2000000}'
     large = worker(
-        folder, "edge-large", 20000, "--accounts", 5, "--settings", rotate, "--rate", 2000
+        folder, "edge-large", 8000, "--accounts", 5, "--settings", rotate, "--rate", 2000
     )
     relay = RelayProcess(folder, config)
     relay_started = time.monotonic()
@@ -349,8 +349,8 @@ def test_kafka_away_for_a_while(folder, own_broker):  # noqa: F811
     wait_until(lambda: not list(folder.glob("edge-small*")), 60)
     wait_until(lambda: is_empty(folder), 60)
     assert relay.stop() == 0
-    check_all_there(config, ["edge-large"], 16001)
-    check_all_there(config, ["edge-small"], 201)
+    check_all_there(config, ["edge-large"], 16006)
+    check_all_there(config, ["edge-small"], 202)
 
 
 @pytest.mark.part("kafka")

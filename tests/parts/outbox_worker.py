@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import msgspec
@@ -113,19 +114,21 @@ def main() -> None:
     outbox = Outbox.create(args.folder, args.incarnation, options, SystemClock())
     syncer = Syncer(outbox)
     lease = f"lease_{args.incarnation}"
+    lease_seqs = Counter()
     written = refused = 0
     for n in range(args.first, args.first + args.count + args.open):
         account = f"acct_{n % args.accounts}"
         at = {"account": account, "lease": f"{lease}_{n % args.accounts}"}
-        pair = n // args.accounts - args.first // args.accounts
         try:
-            outbox.append(request(n, lease_seq=2 * pair + 1, **at))
+            outbox.append(request(n, lease_seq=lease_seqs[account] + 1, **at))
         except DiskFull:
             refused += 1
             time.sleep(0.001)
             continue
+        lease_seqs[account] += 1
         if n < args.first + args.count:
-            outbox.append_last(usage(n, lease_seq=2 * pair + 2, **at))
+            outbox.append_last(usage(n, lease_seq=lease_seqs[account] + 1, **at))
+            lease_seqs[account] += 1
             written += 1
         if args.rate:
             time.sleep(1 / args.rate)
@@ -135,6 +138,9 @@ def main() -> None:
     if args.hang:
         sys.stdin.read()
         os._exit(0)
+    for account, events in lease_seqs.items():
+        lease_id = f"{lease}_{account.removeprefix('acct_')}"
+        outbox.append_last(lease_closed(lease_id, events, account))
     outbox.close()
 
 
