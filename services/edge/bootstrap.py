@@ -5,7 +5,7 @@ watchers must not be shared with another process."""
 
 import socket
 from collections.abc import Callable, Iterable
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from gevent import monkey
 from gevent.threadpool import ThreadPool
@@ -41,6 +41,27 @@ class Inline:
         return fn(*args)
 
 
+class OneThread:
+    """Off the hub, one call after the other. What a call raises is raised here: gevent's own pool
+    prints a traceback for it first, and a refused grant is no news."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPool(1)
+
+    def apply(self, fn: Callable[..., T], args: tuple[Any, ...] = ()) -> T:
+        value, error = self._pool.apply(_outcome, (fn, args))
+        if error is not None:
+            raise error
+        return cast(T, value)
+
+
+def _outcome(fn: Callable[..., T], args: tuple[Any, ...]) -> tuple[T | None, Exception | None]:
+    try:
+        return fn(*args), None
+    except Exception as ex:
+        return None, ex
+
+
 class EdgeApp:
     """The WSGI callable, with the two methods that the server calls when it stops."""
 
@@ -71,7 +92,7 @@ def create_app(config: Config) -> EdgeApp:
     clock = SystemClock()
     engine = open_engine(config.database.url, under(config, "."))
     # SQLite blocks: one thread keeps it off the hub. See docs/architecture.md.
-    threads: Any = ThreadPool(1) if config.database.url.startswith("sqlite") else Inline()
+    threads: Any = OneThread() if config.database.url.startswith("sqlite") else Inline()
     incarnation = new_incarnation()
     budgets = Budgets(engine)
     budgets.open_incarnation(incarnation, "edge", socket.gethostname())
