@@ -12,7 +12,7 @@ from services.backends.sql.migrate import upgrade
 from services.backends.sql.plans import Plan, Plans
 from services.meter.clickhouse_sink import ClickHouseSink, token
 from services.meter.consumer import Halt, NotOwner, Position, TryLater
-from tests.parts.clickhouse import HTTP
+from tests.parts.clickhouse import HTTP, stop_merges
 from tests.parts.terminals import error, request, usage
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures"]
@@ -59,6 +59,7 @@ class House:
 @pytest.fixture
 def house(tmp_path, clickhouse):
     migrate(clickhouse)
+    stop_merges(clickhouse)
     built = House(tmp_path, clickhouse)
     yield built
     built.producer.close()

@@ -17,7 +17,7 @@ from services.backends.clickhouse.client import (
 from services.backends.clickhouse.rows import ATTEMPT_COLUMNS, REQUEST_COLUMNS, Place, Stored
 from services.backends.clickhouse.schema import SchemaMismatch, ddl_files, migrate
 from services.backends.clickhouse.store import RequestStore
-from tests.parts.clickhouse import ROOT
+from tests.parts.clickhouse import ROOT, stop_merges
 from tests.parts.terminals import START_US, error, usage
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures"]
@@ -28,6 +28,7 @@ TOPIC = "tollgate.events.v1"
 @pytest.fixture
 def store(clickhouse):
     migrate(clickhouse)
+    stop_merges(clickhouse)
     return RequestStore(clickhouse)
 
 

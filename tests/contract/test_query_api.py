@@ -21,7 +21,7 @@ from services.backends.query_client import QueryClient, QueryFailed, QueryUnavai
 from services.backends.settings import ConfigError, load_secret
 from services.meter.query_api import create_app
 from services.meter.query_server import QueryServer
-from tests.parts.clickhouse import CHDB
+from tests.parts.clickhouse import CHDB, stop_merges
 from tests.parts.terminals import MODEL, error, usage
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures"]
@@ -43,6 +43,7 @@ class House:
 
     def __init__(self, folder, clickhouse):
         migrate(clickhouse)
+        stop_merges(clickhouse)
         self.clickhouse = clickhouse
         self.store = RequestStore(clickhouse)
         # Socket paths are short: 107 bytes.
@@ -492,6 +493,15 @@ def test_the_edge_gets_status_and_bytes_as_they_are(house):
     status, body = house.client.forward("/v1/usage", "limit=x", "acct_a", "key_a")
     assert status == 400
     assert b'"param":"limit"' in body
+    url = f"http://127.0.0.1:{house.server.tcp_port}"
+    over_tcp = QueryClient(
+        Config(data_dir=house.config.data_dir, edge=Edge(query_url=url)), house.clock
+    )
+    assert (
+        over_tcp.forward("/v1/usage", "", "acct_a", "")[1]
+        == house.client.forward("/v1/usage", "", "acct_a", "")[1]
+    )
+    assert over_tcp.sql("SELECT 1 AS one")["rows"] == [[1]]
 
 
 @pytest.mark.parametrize("clickhouse", [CHDB], indirect=True)

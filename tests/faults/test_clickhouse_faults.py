@@ -21,7 +21,7 @@ from services.backends.sql.migrate import upgrade
 from services.backends.sql.plans import Plans
 from services.meter.clickhouse_sink import ClickHouseSink
 from services.meter.consumer import Consumer
-from tests.parts.clickhouse import CHDB, HTTP, ROOT
+from tests.parts.clickhouse import CHDB, HTTP, ROOT, stop_merges
 from tests.parts.sink_worker import DATABASE_URL, caught_up, open_bus, report
 from tests.parts.terminals import START_US, error, request, usage
 
@@ -65,6 +65,7 @@ def fill(folder, numbers, *, resend=()):
     producer.close()
     return {
         "unique": len(set(numbers)),
+        "stored_attempts": sum(1 for n in set(numbers) if n % 5),
         "cost_nano": sum((n + 1) * 1000 for n in set(numbers) if n % 5),
     }
 
@@ -129,6 +130,7 @@ def test_clickhouse_down_and_back_again(folder, own_front):
     plans = Plans(open_engine(DATABASE_URL, folder))
     config = Config(data_dir=str(folder), clickhouse=ClickHouseSection(dsn=own_front.url))
     store = open_store(config)
+    stop_merges(store.clickhouse)
     own_front.kill()
     consumer = Consumer(bus, ClickHouseSink(store, plans, bus), batch=50, wait_s=0.01)
     stop = threading.Event()

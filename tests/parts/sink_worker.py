@@ -17,6 +17,7 @@ from services.backends.sql.engine import open_engine
 from services.backends.sql.plans import Plans
 from services.meter.clickhouse_sink import ClickHouseSink
 from services.meter.consumer import Consumer
+from tests.parts.clickhouse import stop_merges
 
 PARTITIONS = 2
 DATABASE_URL = "sqlite:///tollgate.db"
@@ -52,6 +53,7 @@ def report(store) -> dict:
 def main() -> None:
     folder, dsn, batch = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     store = open_store(Config(data_dir=str(folder), clickhouse=ClickHouse(dsn=dsn)))
+    stop_merges(store.clickhouse)
     bus = open_bus(folder)
     plans = Plans(open_engine(DATABASE_URL, folder))
     consumer = Consumer(bus, ClickHouseSink(store, plans, bus), batch=batch, wait_s=0.01)

@@ -117,10 +117,16 @@ class Stored(NamedTuple):
 def request_columns(topic: str, partition: int, rows: Sequence[Stored]) -> list[Sequence[Any]]:
     """One sequence per entry of REQUEST_COLUMNS, in its order."""
     events = [row.event for row in rows]
-    usages = [e.usage if type(e) is Usage else _NO_USAGE for e in events]
     bills = [_bill(e) for e in events]
-    faults = [_fault(e) for e in events]
-    columns: list[Sequence[Any]] = [
+    return [
+        *_who_and_what(events, bills),
+        *_how_it_ended(events, bills),
+        *_place_columns(topic, partition, [row.place for row in rows]),
+    ]
+
+
+def _who_and_what(events: list[Usage | Error], bills: list["_Bill"]) -> list[Sequence[Any]]:
+    return [
         [e.event_id for e in events],
         [e.request_id for e in events],
         ["usage" if type(e) is Usage else "error" for e in events],
@@ -147,6 +153,13 @@ def request_columns(topic: str, partition: int, rows: Sequence[Stored]) -> list[
         [e.agent_id for e in events],
         [e.client for e in events],
         [e.tags for e in events],
+    ]
+
+
+def _how_it_ended(events: list[Usage | Error], bills: list["_Bill"]) -> list[Sequence[Any]]:
+    usages = [e.usage if type(e) is Usage else _NO_USAGE for e in events]
+    faults = [_fault(e) for e in events]
+    return [
         [min(e.status, _U16) for e in events],
         [e.outcome.value for e in events],
         [type(e) is Usage and e.outcome in BILLED for e in events],
@@ -165,7 +178,6 @@ def request_columns(topic: str, partition: int, rows: Sequence[Stored]) -> list[
         [min(len(e.attempts), _U16) for e in events],
         [e.upstream_request_id for e in events],
     ]
-    return columns + _place_columns(topic, partition, [row.place for row in rows])
 
 
 def attempt_columns(topic: str, partition: int, rows: Sequence[Stored]) -> list[Sequence[Any]]:
