@@ -295,7 +295,7 @@ def test_a_closing_incarnation_gets_no_grant(world):
         world.grant("lease_4", 1, 10, incarnation="edge-unknown")
     assert world.budgets.sync(INCARNATION, []).state == "closing"
     world.budgets.open_incarnation(INCARNATION, "edge", "here")
-    assert world.budgets.incarnations("closing") == [INCARNATION]
+    assert world.incarnations("closing") == [INCARNATION]
 
 
 def test_grants_that_race_with_closing_are_in_its_answer_or_refused(world):
@@ -321,11 +321,11 @@ def test_grants_that_race_with_closing_are_in_its_answer_or_refused(world):
 def test_the_incarnation_is_closed_when_its_log_has_ended(world):
     world.grant("lease_1", 1, 100)
     write(world.engine, lambda c: world.budgets.finish_closing(c, [INCARNATION, "edge-unknown"]))
-    assert world.budgets.incarnations("closed") == [INCARNATION]
+    assert world.incarnations("closed") == [INCARNATION]
     with pytest.raises(IncarnationNotOpen):
         world.grant("lease_1", 2, 1)
     assert world.budgets.start_closing(INCARNATION) == ["lease_1"]
-    assert world.budgets.incarnations("closed") == [INCARNATION]
+    assert world.incarnations("closed") == [INCARNATION]
     world.settle([Charge("lease_1", 70)], [LeaseEnd("lease_1", 1)])
     assert world.limits()["wallet"] == (1_000, 70, 0)
 

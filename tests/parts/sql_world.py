@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Engine, func, select, text
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog
 from services.backends.sql.engine import read, write
-from services.backends.sql.tables import lease, limit_row
+from services.backends.sql.tables import incarnation, lease, limit_row
 from services.backends.sql.wallets import Wallets
 from services.core.prices import ModelPrice
 
@@ -49,6 +49,10 @@ class World:
         """What the wallet says to a worker with a lease, nano."""
         states = self.budgets.sync(INCARNATION, []).limits.values()
         return next(state.pending_nano for state in states if state.kind == "wallet")
+
+    def incarnations(self, state):
+        query = select(incarnation.c.id).where(incarnation.c.state == state)
+        return read(self.engine, lambda connection: connection.execute(query).scalars().all())
 
     def lease(self, lease_id):
         query = select(lease).where(lease.c.id == lease_id)

@@ -124,16 +124,6 @@ class Budgets:
             .values(state="closed", closed_at=now_us())
         )
 
-    def incarnations(self, state: str) -> list[str]:
-        """The ids of the incarnations in `state`, oldest first."""
-        query = select(incarnation.c.id).where(incarnation.c.state == state)
-        return read(
-            self._engine,
-            lambda connection: list(
-                connection.execute(query.order_by(incarnation.c.opened_at)).scalars()
-            ),
-        )
-
     # -- grants -----------------------------------------------------------------------------
 
     def grant(
