@@ -185,6 +185,13 @@ def test_one_command_serves_bills_shows_and_leaves_nothing(up):
     account = running.cli("account", "list")[0]
     assert account["charged_usd"] == spent[0]
     assert running.cli("sql", "SELECT count() AS n FROM usage")["rows"] == [[1]]
+    told = running.cli("reconcile")
+    assert (told["exit_code"], told["log"]["requests"], told["repeated"]) == (0, 1, 0)
+    sent = running.cli("replay")
+    assert sent["events"] == told["events"]
+    told = running.cli("reconcile")
+    assert (told["exit_code"], told["ledger"]["requests"]) == (0, 1)
+    assert told["repeated"] == sent["events"]
 
     tree = running.tree()
     assert set(running.parts()) == set(ROLES)
@@ -198,6 +205,7 @@ def test_one_command_serves_bills_shows_and_leaves_nothing(up):
     # The same two questions when nothing runs.
     assert charged(running.cli("usage")) == spent
     assert running.cli("sql", "SELECT count() AS n FROM usage")["rows"] == [[1]]
+    assert running.cli("reconcile")["exit_code"] == 0
     for log in (running.folder / "logs").glob("*.log"):
         assert body["api_key"] not in log.read_text(), log
 
