@@ -26,7 +26,7 @@ class FaultStack(Stack):
 
     def get(self, path: str, key: str):
         """As the parent's, patient while a killed process comes back."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
                 return super().get(path, key)
@@ -67,7 +67,7 @@ class FaultStack(Stack):
             time.sleep(0.05)
         return answered
 
-    def outcomes(self, key: str, count: int, timeout_s: float = 30.0) -> list[dict]:
+    def outcomes(self, key: str, count: int, timeout_s: float = 60.0) -> list[dict]:
         """The rows of the key's account, once there are `count`."""
         return self.wait_for_rows(count, key, timeout_s)
 
