@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pytest
@@ -218,6 +219,27 @@ def test_totals_and_rows_of_a_range(store):
     assert [(r.log_offset, r.event_id, r.cost_nano) for r in rows] == [
         (11, events[1].event_id, 0), (12, events[2].event_id, 3000),
     ]  # fmt: skip
+
+
+def test_threads_ask_and_insert_at_once(store):
+    """What a reader counts never goes back, is never empty again, and ends at everything."""
+
+    def read(_):
+        counts = [0]
+        while counts[-1] < 1000:
+            counts.append(store.totals(TOPIC, 0, 10**9).rows)
+            asked = store.ask("SELECT count() FROM usage", QueryLimits()).rows[0][0]
+            assert asked >= counts[-1]
+        return counts
+
+    with ThreadPoolExecutor(4) as pool:
+        readers = [pool.submit(read, n) for n in range(2)]
+        for at in range(0, 1000, 100):
+            store.insert(TOPIC, 0, stored([usage(n) for n in range(at, at + 100)], at), str(at))
+        for reader in readers:
+            counts = reader.result(60)
+            assert counts == sorted(counts)
+            assert all(count % 100 == 0 for count in counts)
 
 
 def test_questions_of_people_cannot_write(store):
