@@ -84,7 +84,7 @@ class Exchange:
         self.attempts: list[Attempt] = []
         self.watch: ClientWatch | None = None
         self.call: Call | None = None
-        self.hung_up: Callable[[], None] = self._abort
+        self.hung_up: Callable[[], None] | None = None  # None: abort the call
         self.requested = False  # its `request` event is durable
         self.terminated = False  # its terminal event is durable
         self.ttfb_s = 0.0
@@ -98,10 +98,9 @@ class Exchange:
 
     def on_gone(self) -> None:
         """The client hung up. Runs in the hub: must not block or raise."""
-        self.hung_up()
-
-    def _abort(self) -> None:
-        if self.call is not None:
+        if self.hung_up is not None:
+            self.hung_up()
+        elif self.call is not None:
             self.call.abort()
 
     @property

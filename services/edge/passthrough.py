@@ -164,4 +164,5 @@ class StreamRelay:
         if self._x.watch is not None:
             self._x.watch.close()
         self._call.release()
+        self._x.hung_up = None  # it refers back to this object
         self._on_done()

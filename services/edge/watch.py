@@ -34,12 +34,17 @@ class ClientWatch:
             self._io.stop()
             self._io.close()
             self._io = None
+            self._on_gone = _nothing  # what it refers to may refer to this object
 
     def _fire(self) -> None:
         self._io.stop()  # level-triggered: pipelined bytes would spin
         if _closed(self._sock):
             self.gone = True
             self._on_gone()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _closed(sock: Any) -> bool:
