@@ -16,6 +16,8 @@ import psutil
 import pytest
 
 from services.cli.ground import require_port
+from tests.conftest import part_missing
+from tests.parts.clients import BIN, NO_NETWORK
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures"]
 pytestmark = [
@@ -208,6 +210,64 @@ def test_one_command_serves_bills_shows_and_leaves_nothing(up):
     assert running.cli("reconcile")["exit_code"] == 0
     for log in (running.folder / "logs").glob("*.log"):
         assert body["api_key"] not in log.read_text(), log
+
+
+def paste(running, word, home, **environment):
+    """Runs the printed example that holds `word`, as it stands, from the project's folder."""
+    lines = [line.strip() for line in running.text().splitlines() if line.startswith("    ")]
+    line = next(line for line in lines if word in line)
+    clean = {"PATH": os.environ["PATH"], "HOME": str(home), "LANG": "C.UTF-8"}
+    done = subprocess.run(
+        ["bash", "-c", line],
+        cwd=environment.pop("cwd", ROOT),
+        env={**clean, **environment},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0, (line, done.stdout, done.stderr)
+    return done.stdout
+
+
+def test_the_printed_examples_run_by_paste(up, tmp_path):
+    running = up()
+    running.wait_ready()
+    running.wait_text("Ctrl-C drains and stops everything")
+    assert "simulated provider heard" in paste(running, '"claude-haiku-4-5"', tmp_path)
+    assert "event: error" in paste(running, '"sim-cut-mid-stream"', tmp_path)
+    wait_for_rows(running, 2)
+    rows = json.loads(paste(running, "/v1/usage", tmp_path))["data"]
+    assert [(row["outcome"], row["cost_nano"] > 0) for row in rows] == [
+        ("failed", False),
+        ("completed", True),
+    ]
+    assert "claude-haiku-4-5" in paste(running, "tollgate usage", tmp_path)
+    assert "claude-haiku-4-5" in paste(running, "tollgate sql", tmp_path)
+    assert paste(running, "tollgate reconcile", tmp_path).splitlines()[-1] == "equal"
+    assert running.stop() == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        pytest.param("claude", "claude -p", marks=pytest.mark.part("claude-code")),
+        pytest.param("codex", "codex exec", marks=pytest.mark.part("codex")),
+    ],
+)
+def test_the_printed_client_commands_run_by_paste(up, tmp_path, name, word):
+    if not (BIN / name).exists():
+        part_missing({"claude": "claude-code"}.get(name, name), "run scripts/install-clients")
+    running = up()
+    running.wait_ready()
+    running.wait_text("Ctrl-C drains and stops everything")
+    work = tmp_path / "work"
+    work.mkdir()
+    path = f"{BIN}:{os.environ['PATH']}"
+    told = paste(running, word, tmp_path, cwd=work, PATH=path, **NO_NETWORK)
+    assert "simulated provider heard" in told
+    assert charged(wait_for_rows(running, 1))
+    assert running.stop() == 0
 
 
 def test_a_second_start_keeps_key_and_money(up):
