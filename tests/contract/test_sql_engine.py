@@ -150,18 +150,24 @@ from sqlalchemy import event
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.engine import open_engine
 
-url, key_id, statements = sys.argv[1], sys.argv[2], int(sys.argv[3])
-engine = open_engine(url, Path())
-seen = 0
+def grant_until(statements):
+    engine = open_engine(sys.argv[1], Path())
+    seen = []
 
-@event.listens_for(engine, "after_cursor_execute")
-def die(*args):
-    global seen
-    seen += 1
-    if seen == statements:
-        os.kill(os.getpid(), signal.SIGKILL)
+    @event.listens_for(engine, "after_cursor_execute")
+    def die(*args):
+        seen.append(1)
+        if len(seen) == statements:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-Budgets(engine).grant("lease_1", 1, "edge-1", key_id, 100, 100)
+    Budgets(engine).grant("lease_1", 1, "edge-1", sys.argv[2], 100, 100)
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        grant_until(int(line))
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
@@ -170,14 +176,23 @@ def test_a_process_killed_between_the_statements_of_a_grant(engine, database_url
     counts once."""
     world = World(engine, wallet_nano=1_000)
     killed = 0
-    for statements in range(2, 40):
-        command = [sys.executable, "-c", DIES_IN_A_GRANT, database_url, world.key.id]
-        died = subprocess.run([*command, str(statements)], cwd=ROOT, check=False, timeout=60)
-        if died.returncode == 0:
-            break
-        assert died.returncode == -signal.SIGKILL
-        killed += 1
-        assert world.limits()["wallet"] == (1_000, 0, 0)
+    with subprocess.Popen(
+        [sys.executable, "-c", DIES_IN_A_GRANT, database_url, world.key.id],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as forks:
+        for statements in range(2, 40):
+            forks.stdin.write(f"{statements}\n")
+            forks.stdin.flush()
+            code = int(forks.stdout.readline())
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
+            killed += 1
+            assert world.limits()["wallet"] == (1_000, 0, 0)
+        forks.stdin.close()
     assert killed >= 5
     assert world.limits()["wallet"] == (1_000, 0, 100)
     assert world.grant("lease_1", 1, 100).total_nano == 100
