@@ -69,7 +69,7 @@ def _settings(config: Config) -> dict[str, Any]:
         "keepalive": KEEPALIVE_S,
         "graceful_timeout": math.ceil(edge.graceful_timeout_s) + _EXIT_S,
         "timeout": 60,  # a worker whose loop stands still so long is killed
-        "http_parser": "fast",
+        "http_parser": "auto",  # gunicorn-h1c where it could be built
         "limit_request_line": 8190,
         "limit_request_fields": 200,
         "limit_request_field_size": 32_768,  # coding agents send JSON metadata in headers
