@@ -272,13 +272,15 @@ class LeaseBook:
         active = [lease for lease in self._leases.values() if lease.grant_no]
         if not active:
             return
-        reports = []
-        for lease in active:
-            figures = (lease.reserved_nano, lease.spent_nano)
-            if figures != lease.reported:
-                reports.append(LeaseReport(lease.id, *figures))
-                lease.reported = figures
+        told = {
+            lease: (lease.reserved_nano, lease.spent_nano)
+            for lease in active
+            if lease.reported != (lease.reserved_nano, lease.spent_nano)
+        }
+        reports = [LeaseReport(lease.id, *figures) for lease, figures in told.items()]
         reply = self._threads.apply(self._budgets.sync, (self._incarnation, reports))
+        for lease, figures in told.items():
+            lease.reported = figures
         if reply.state != "open":
             raise Sealed(self._incarnation)
         self.limits.update(reply.limits)
