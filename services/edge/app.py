@@ -15,7 +15,7 @@ from services.core.errors import Refusal
 from services.core.ids import uuid7_text
 from services.edge.forward import ForwardResource
 from services.edge.headers import accounting
-from services.edge.refuse import render
+from services.edge.refuse import render, render_google
 from services.edge.resources.account import (
     AccountResource,
     BalanceResource,
@@ -36,6 +36,8 @@ from services.edge.worker import Worker
 log = telemetry.get_logger()
 
 _OURS: Final = ("/v1/", "/api/", "/v1beta/", "/healthz", "/readyz", "/metrics")
+_OPENAI_SHAPED: Final = ("/v1/chat/", "/v1/tasks/", "/v1/images/", "/api/")
+_GOOGLE_SHAPED: Final = "/v1beta/"
 _PREFIXED: Final = re.compile(r"^(/.+?)(/(?:api/)?v1(?:beta)?/.*)$")
 
 
@@ -89,17 +91,22 @@ def create_routes(worker: Worker) -> falcon.App:
 
 
 def dialect_of(req: falcon.Request) -> Dialect:
-    """Whose error shape a caller of this path expects."""
-    if req.path.startswith("/v1/messages") or "anthropic-version" in {
-        name.lower() for name in req.headers
-    }:
+    """Whose error shape a caller of this path expects: the path says it, else the headers."""
+    if req.path.startswith("/v1/messages"):
         return DIALECTS["anthropic"]
-    return DIALECTS["responses" if req.path.startswith("/v1/responses") else "chat"]
+    if req.path.startswith("/v1/responses"):
+        return DIALECTS["responses"]
+    if req.get_header("anthropic-version") is None or req.path.startswith(_OPENAI_SHAPED):
+        return DIALECTS["chat"]
+    return DIALECTS["anthropic"]
 
 
 def _answer(req: falcon.Request, resp: falcon.Response, refusal: Refusal) -> None:
     request_id = uuid7_text()
-    render(resp, dialect_of(req), refusal, request_id)
+    if req.path.startswith(_GOOGLE_SHAPED):
+        render_google(resp, refusal)
+    else:
+        render(resp, dialect_of(req), refusal, request_id)
     resp.set_headers(accounting(remaining_nano=0, estimate_credits=0, request_id=request_id))
 
 

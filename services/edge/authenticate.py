@@ -1,6 +1,7 @@
 """Who calls: from the request's credentials to a live key."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from services.core.access import credentials, pick_key
 from services.core.catalog import Key
@@ -10,14 +11,17 @@ from services.edge.snapshot import Snapshots, View
 
 
 def authenticate(
-    snapshots: Snapshots, headers: Mapping[str, str], query: Mapping[str, str], now_us: int
+    snapshots: Snapshots, headers: Mapping[str, str], query: Mapping[str, Any], now_us: int
 ) -> tuple[View, Key]:
     """The current view and the first live key among the credentials. A key that the view does
     not know is looked up at the centre once: it may have been made a moment ago.
 
     Raises Refusal: INVALID_API_KEY, or UNAVAILABLE when the catalog is too old to trust."""
     view = snapshots.view()
-    offered = credentials(headers, query)
+    secret = query.get("key", "")
+    if isinstance(secret, list):  # falcon's reading of a repeated parameter
+        secret = secret[-1]
+    offered = credentials(headers, {"key": secret})
     try:
         return view, pick_key(view.snapshot, offered, now_us)
     except Refusal:

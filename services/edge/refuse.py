@@ -3,6 +3,7 @@
 from typing import Any, Final
 
 import falcon
+import orjson
 
 from schemas.errors import SHAPES, Code
 from services.core.dialects.base import Dialect
@@ -10,6 +11,8 @@ from services.core.errors import Refusal
 from services.edge.exchange import Exchange
 
 _MONEY: Final = frozenset({Code.INSUFFICIENT_BALANCE, Code.QUOTA_EXCEEDED})
+
+_GOOGLE_STATUS: Final = {400: "INVALID_ARGUMENT", 404: "NOT_FOUND"}
 
 
 def render(
@@ -44,3 +47,13 @@ def render(
     if dialect.name == "anthropic" and refusal.code in _MONEY:
         resp.set_header("x-should-retry", "false")
     return status
+
+
+def render_google(resp: falcon.Response, refusal: Refusal) -> None:
+    """The refusal in Google's envelope, for callers of a Gemini path."""
+    status = SHAPES[refusal.code].status
+    name = _GOOGLE_STATUS.get(status, "INTERNAL")
+    error = {"code": status, "message": refusal.message, "status": name}
+    resp.data = orjson.dumps({"error": error})
+    resp.status = status
+    resp.content_type = "application/json"
