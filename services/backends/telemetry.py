@@ -4,8 +4,8 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Mapping, MutableMapping
-from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,6 +22,8 @@ _SECRET_TEXT: Final = re.compile(r"\b(sk-[A-Za-z0-9_-]{4})[A-Za-z0-9_-]{4,}|(?i:
 _SECRET_NAMES: Final = frozenset(
     {"authorization", "x-api-key", "x-goog-api-key", "cookie", "credential", "secret", "api_key"}
 )
+_made: dict[str, Any] = {}
+_making = threading.Lock()
 _BY_NAME: Final = {metric.name: metric for metric in METRICS}
 
 
@@ -41,11 +43,18 @@ def get_logger() -> Any:
     return structlog.get_logger()
 
 
-@cache
 def metric(name: str) -> Any:
     """The Prometheus metric of that name in `schemas.metrics`. KeyError for any other name.
 
     Keep what `.labels(...)` returns when the path is hot."""
+    found = _made.get(name)
+    if found is None:
+        with _making:  # two threads may be the first: a metric can be registered once
+            found = _made.get(name) or _made.setdefault(name, _make(name))
+    return found
+
+
+def _make(name: str) -> Any:
     import prometheus_client  # here, because it reads its folder from the environment once
 
     spec: Metric = _BY_NAME[name]
