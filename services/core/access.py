@@ -67,6 +67,13 @@ def _why_not(snapshot: Snapshot, key: Key | None, now_us: int) -> Refusal | None
     return None
 
 
+def is_revoked(snapshot: Snapshot, key: Key) -> bool:
+    """Whether a key that was live when its request began has been taken away since."""
+    now = snapshot.keys.get(key.secret_sha256)
+    account = snapshot.accounts.get(key.account_id)
+    return now is None or now.status != "active" or account is None or account.status == "disabled"
+
+
 def check_model(snapshot: Snapshot, index: ModelIndex, key: Key, asked: str) -> ModelPrice:
     """The priced model that `asked` means for this key.
 

@@ -132,7 +132,7 @@ class Upstreams:
 
     @staticmethod
     def _fails_over(ex: Failure) -> bool:
-        if ex.code is Code.TIMEOUT:
+        if ex.code in (Code.TIMEOUT, Code.UNAVAILABLE, Code.INVALID_API_KEY):
             return False
         return ex.status == 0 or ex.status >= 500 or ex.status in FAILOVER_4XX
 
@@ -236,9 +236,12 @@ class Upstreams:
 
 
 def cut_short(x: Exchange) -> Exception:
-    """Why an upstream call was aborted: the client hung up, else this worker is stopping."""
+    """Why an upstream call was aborted: the client hung up, its key was revoked, else this worker
+    is stopping."""
     if x.watch is not None and x.watch.gone:
         return ClientGone()
+    if x.cut:
+        return Failure(Code.INVALID_API_KEY, x.cut)
     return Failure(Code.UNAVAILABLE, "the gateway is stopping; try again")
 
 

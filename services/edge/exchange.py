@@ -24,6 +24,7 @@ class Exchange:
         "call",
         "channel",
         "channels",
+        "cut",
         "dialect",
         "environ",
         "estimate_credits",
@@ -78,6 +79,7 @@ class Exchange:
         self.upstream_request_id = ""
         self.upstream_status = 0
         self.answer: Answer | None = None  # what is known of the upstream's answer
+        self.cut = ""  # why the gateway itself ended the running answer
         self.relayed = False  # a byte of it went to the client
         self.reservation: Reservation | None = None
         self.estimate_credits = 0

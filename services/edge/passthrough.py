@@ -113,6 +113,8 @@ class StreamRelay:
             self.close()
             raise StopIteration
         out = self._scan.close()
+        if self._x.cut:
+            return out + self._failed(Code.INVALID_API_KEY, self._x.cut)
         if not cut and self._scan.complete_at_eof:
             self._over = True
             self._end()

@@ -58,6 +58,11 @@ class Snapshots:
         return self._view
 
     @property
+    def current(self) -> View:
+        """The view as it is, however old."""
+        return self._view
+
+    @property
     def fresh(self) -> bool:
         return self._clock.monotonic_s() - self._confirmed_s <= self._grace_s
 

@@ -1,5 +1,6 @@
 """What one edge worker holds, and its poll loop."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -12,13 +13,15 @@ from services.backends.heartbeat import alive
 from services.backends.outbox import Outbox, Sealed
 from services.backends.query_client import QueryClient
 from services.backends.sql.accounts import Accounts
+from services.backends.sql.engine import DatabaseUnavailable
+from services.core.access import is_revoked
 from services.core.catalog import Key
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
 from services.edge.exchange import Exchange
 from services.edge.leases import LeaseBook, Threads
 from services.edge.record import Recorder
-from services.edge.snapshot import Snapshots
+from services.edge.snapshot import Snapshots, View
 
 log = telemetry.get_logger()
 
@@ -57,12 +60,30 @@ class Worker:
         self.counters = counters
         self.stopping = False
         self.active: set[Exchange] = set()
+        self._seen = snapshots.current
 
     def start(self) -> None:
         """Starts the poll loops; call in the worker, after the fork."""
-        gevent.spawn(self._every, self.config.edge.poll_s, self.snapshots.poll)
+        gevent.spawn(self._every, self.config.edge.poll_s, self._poll_catalog)
         gevent.spawn(self._every, POLL_LEASES_S, self.leases.poll)
         gevent.spawn(self._every, FLUSH_S, self.counters.flush)
+
+    def _poll_catalog(self) -> None:
+        self.snapshots.poll()
+        view = self.snapshots.current
+        if view is not self._seen:
+            self._seen = view
+            self._end_revoked(view)
+
+    def _end_revoked(self, view: View) -> None:
+        """Running streams of keys that were taken away end with an error frame, free of charge,
+        because ending them is not their client's doing."""
+        for x in list(self.active):
+            if x.key is None or x.call is None or x.parsed is None or not x.parsed.stream:
+                continue
+            if is_revoked(view.snapshot, x.key):
+                x.cut = "this API key was revoked"
+                x.call.abort()
 
     def _every(self, interval_s: float, step: Callable[[], None]) -> None:
         failing = False
@@ -121,10 +142,11 @@ class Worker:
 
     def remaining_nano(self, key: Key) -> int:
         """What the key may still spend: the least over its limits, from the freshest numbers
-        this worker has; a limit it has not met yet is read once."""
-        unknown = [limit for limit in key.limit_ids if limit not in self.leases.limits]
+        this worker has; a limit that none of its leases touches is read, at most once a second.
+        While it cannot be read the last figures stand."""
+        unknown = self.leases.unknown(key.limit_ids)
         if unknown:
-            states = self.threads.apply(self.accounts.limit_states, (unknown,))
-            self.leases.limits.update({state.limit_id: state for state in states})
+            with contextlib.suppress(DatabaseUnavailable):
+                self.leases.learn(self.threads.apply(self.accounts.limit_states, (unknown,)))
         known = [self.leases.remaining_nano(limit) for limit in key.limit_ids]
         return min((nano for nano in known if nano is not None), default=0)
