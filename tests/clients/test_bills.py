@@ -118,6 +118,20 @@ def test_a_provider_that_uses_too_much_never_passes_the_limit(stack, dialect):
     assert "completed" in {row["outcome"] for row in rows}
 
 
+def test_a_provider_that_tells_absurd_numbers_takes_no_more_than_there_is(stack):
+    account = stack.new_account("1")
+    key = stack.new_key("absurd", account=account)
+    reply = post(stack, "anthropic", key, stream=False)
+    reply.body()
+    row = stack.wait_for_row(reply.header("x-tollgate-request-id"), key)
+    assert row["cost_nano"] <= USD_NANO
+    assert post(stack, "anthropic", stack.new_key(account=account), stream=False).status in (
+        200,
+        402,
+    )
+    wait_until(lambda: balance_nano(stack, account) <= USD_NANO - row["cost_nano"])
+
+
 def test_twenty_clients_at_once_on_a_small_wallet(each_stack):
     """However many race, what they are charged stays within the wallet."""
     stack = each_stack

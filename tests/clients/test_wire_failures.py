@@ -144,11 +144,14 @@ def test_a_stream_without_usage_is_billed_by_estimate(stack, dialect):
     assert row["cost_nano"] > 0
 
 
-def test_an_upstream_that_never_begins(stack, dialect):
-    key = stack.key("fault-stall-first")
+@pytest.mark.parametrize("fault", ["stall-first", "hang-head"])
+@pytest.mark.parametrize("stream", [True, False])
+def test_an_upstream_that_never_begins(stack, dialect, fault, stream):
+    """A stream waits one second here for its first byte, a whole answer two."""
+    key = stack.key(f"fault-{fault}")
     began = time.monotonic()
-    reply = post(stack, dialect, key, stream=True)
-    assert (reply.status, time.monotonic() - began < 4) == (504, True)
+    reply = post(stack, dialect, key, stream=stream)
+    assert (reply.status, time.monotonic() - began < 5) == (504, True)
     assert_free(stack, reply, key, "timeout")
 
 
@@ -258,3 +261,15 @@ def test_a_revoked_key_stops_within_a_second(stack):
     time.sleep(1.0)
     reply = post(stack, "chat", key, stream=False)
     assert (reply.status, reply.json()["error"]["code"]) == (401, "invalid_api_key")
+
+
+def test_revocation_ends_running_streams(stack, dialect):
+    key = stack.new_key("slow-long")
+    reply = post(stack, dialect, key, stream=True)
+    next(reply.reads())
+    listed = json.loads(stack.cli("key", "list", "--json").stdout)
+    stack.cli("key", "revoke", [r["id"] for r in listed if r["key"].endswith(key[-4:])][-1])
+    began = time.monotonic()
+    rest = reply.body()
+    assert time.monotonic() - began < 2.5
+    assert STREAM_END[dialect] not in rest or dialect == "chat"

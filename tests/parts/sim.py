@@ -24,6 +24,7 @@ class Sim:
         self._process = subprocess.Popen(
             [*command, *arguments], cwd=ROOT, stdout=subprocess.PIPE, text=True
         )
+        self.pid = self._process.pid
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         assert line.startswith("simulated provider on "), line

@@ -41,6 +41,7 @@ FAULTS = (
     "200-error-body",
     "cut-mid-stream",
     "error-mid-stream",
+    "error-mid-stream-90",
     "cut-after-finish",
     "close-connect",
     "empty",
@@ -98,10 +99,12 @@ def _channels(sim_url: str) -> list[dict]:
             **more,
         }
 
-    out = []
+    out = [channel("narrow", "chat", "narrow", models=["gpt-5-mini"])]
     for d in DIALECTS:
         out.append(channel("main", d, "default"))
         out.append(channel("slow", d, "slow", "/fault/sim-stall-3"))
+        out.append(channel("slow-long", d, "slow-long", "/fault/sim-stall-20"))
+        out.append(channel("absurd", d, "absurd", "/fault/sim-huge-usage-10000000000"))
         out.append(channel("uncounted", d, "uncounted", count_tokens=False))
         for lane, faults in LANES.items():
             for fault in faults:
@@ -168,6 +171,7 @@ class Stack:
             self._process = subprocess.Popen(
                 command, cwd=ROOT, env=self._environment(), stdout=log, stderr=log
             )
+        self.pid = self._process.pid
         deadline = time.monotonic() + READY_S
         while self._status("/readyz") != 200:
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -191,7 +195,14 @@ class Stack:
             return 0
 
     def stop(self) -> int:
-        """SIGTERM as a user's Ctrl-C; the exit code."""
+        """Stops everything, the provider too; the exit code of the program."""
+        try:
+            return self.stop_tollgate()
+        finally:
+            self.sim.stop()
+
+    def stop_tollgate(self) -> int:
+        """SIGTERM, which is the same as a user's Ctrl-C; the exit code."""
         code = 0
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
@@ -201,7 +212,6 @@ class Stack:
                 self._process.kill()
                 code = self._process.wait()
             self._process = None
-        self.sim.stop()
         return code
 
     def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
