@@ -64,7 +64,7 @@ QUICK_CASES = [CASES[0], CASES[1], CASES[5]]
 
 
 def request_body(case: Case) -> bytes:
-    """About 0.5 KB, or 76 KB shaped like a coding agent's: long instructions, tools, a short ask."""
+    """About 0.5 KB, or 76 KB shaped like a coding agent's: instructions, tools, a short ask."""
     system = "You are a careful assistant for a software team. Answer in one paragraph."
     tools = []
     if case.body == "large":

@@ -1,8 +1,8 @@
 """The load generator: wrk, stopped so that no request is in flight at the end.
 
-wrk cuts what is in flight when its time is over, so a gateway would have served, and rightly billed,
-answers that nobody counted. The Lua script parks each connection after the time given and, when
-all are parked, interrupts wrk: the answers counted are the answers given.
+wrk cuts what is in flight when its time is over, so a gateway would have served, and rightly
+billed, answers that nobody counted. The Lua script parks each connection after the time given and,
+when all are parked, interrupts wrk: the answers counted are the answers given.
 """
 
 import json
