@@ -1,5 +1,7 @@
 """The pinned Claude Code through the whole program: answers, tools, retries, and the bill."""
 
+import json
+
 import pytest
 
 from tests.parts.bill import assert_bill_matches
@@ -64,6 +66,21 @@ def test_every_model_the_client_offers_has_a_price(stack, claude_code, model):
     )
     assert ran.code == 0, ran.stdout + ran.stderr
     assert "say hello" in ran.stdout
+
+
+def test_the_client_discovers_the_gateways_models(stack, claude_code):
+    settings = {
+        "CLAUDE_CODE_ENABLE_GATEWAY_MODEL_DISCOVERY": "1",
+        "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "",
+    }
+    key = stack.key()
+    ran = claude_code.ask(stack.base_url, "say hello", ANTHROPIC_API_KEY=key, **settings)
+    assert ran.code == 0, ran.stdout + ran.stderr
+    written = [p.read_text() for p in claude_code.home.rglob("*.json") if p.is_file()]
+    found = [json.loads(text) for text in written if stack.base_url in text and "fetchedAt" in text]
+    assert found, "the client kept no list of models"
+    names = {model["id"] for model in found[0]["models"]}
+    assert "claude-haiku-4-5" in names
 
 
 def test_an_upstream_that_is_overloaded_twice(stack, claude_code):

@@ -59,6 +59,16 @@ def test_an_empty_wallet_makes_one_attempt(stack, codex):
     assert [(row["status"], row["error_code"]) for row in rows] == [(400, "insufficient_balance")]
 
 
+def test_a_websocket_attempt_falls_back_at_once(stack, codex):
+    key = stack.new_key()
+    websocket = "model_providers.tollgate.supports_websockets=true"
+    ran = codex.ask(stack.base_url + "/v1", key, "say hello", "-c", websocket)
+    assert ran.code == 0, ran.stdout + ran.stderr
+    assert "say hello" in message_of(ran)
+    assert ran.took_s < 15
+    assert [row["outcome"] for row in stack.wait_for_rows(1, key)] == ["completed"]
+
+
 def test_a_stream_without_an_end_is_repeated_and_free(stack, codex):
     key = stack.new_key("cli-cut-mid-stream")
     ran = codex.ask(
