@@ -33,7 +33,8 @@ ERROR_BODY_S: Final = 10.0
 
 class Failure(Exception):
     """No channel answered usably. `status` and `body` are the last upstream's own when `native`;
-    otherwise the gateway renders an error of `code`, with `status` when it is given."""
+    otherwise the gateway renders an error of `code`, with `status` when it is given. `note` is
+    what the event says when `message` holds an upstream's own words: they may quote the prompt."""
 
     def __init__(
         self,
@@ -44,10 +45,12 @@ class Failure(Exception):
         body: bytes = b"",
         headers: list[tuple[bytes, bytes]] | None = None,
         retry_after_s: int | None = None,
+        note: str = "",
     ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
+        self.note = note or message
         self.status = status
         self.body = body
         self.headers = headers or []

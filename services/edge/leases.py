@@ -5,7 +5,8 @@ SQL runs in one thread (`sql`), one grant in flight per key. What is idle goes b
 worker recalls goes back at once.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
 
 import gevent
@@ -30,6 +31,8 @@ IDLE_CLOSE_S = 60.0
 RETRY_S = 0.05
 GRANT_HOLDS_MIN = 8
 GRANT_HOLDS_MAX = 512
+LIMIT_AGE_S = 1.0  # figures of a limit that no lease here reports on are read again after this
+LIMITS_KEPT = 10_000
 WANT_MAX_NANO = 1_000_000_000_000  # a worker never asks for more than $1,000 at once
 
 
@@ -125,6 +128,7 @@ class LeaseBook:
         self._on_closed = on_closed
         self._leases: dict[str, Lease] = {}
         self.limits: dict[str, LimitState] = {}
+        self._learned_s: dict[str, float] = {}
 
     # -- admit and settle: memory only -----------------------------------------------------
 
@@ -177,6 +181,31 @@ class LeaseBook:
             if limit_id in lease.limits:
                 since_report += lease.reserved_nano + lease.spent_nano - sum(lease.reported)
         return state.limit_nano - state.settled_nano - state.pending_nano - since_report
+
+    def unknown(self, limit_ids: tuple[str, ...]) -> list[str]:
+        """The limits whose figures here are missing or old: no lease of this worker reports on
+        them."""
+        since_s = self._clock.monotonic_s() - LIMIT_AGE_S
+        old = [each for each in limit_ids if self._learned_s.get(each, -math.inf) < since_s]
+        if not old:
+            return old
+        leases = self._leases.values()
+        return [
+            each
+            for each in old
+            if each not in self.limits or not any(each in lease.limits for lease in leases)
+        ]
+
+    def learn(self, states: Iterable[LimitState]) -> None:
+        """Takes the present figures of limits; forgets old ones when there are many."""
+        now_s = self._clock.monotonic_s()
+        if len(self.limits) > LIMITS_KEPT:
+            for limit_id in self.unknown(tuple(self.limits)):
+                self.limits.pop(limit_id)
+                self._learned_s.pop(limit_id, None)
+        for state in states:
+            self.limits[state.limit_id] = state
+            self._learned_s[state.limit_id] = now_s
 
     def unreported_nano(self, account_id: str) -> int:
         """Holds and spend of the account's leases here that the centre has not been told of."""
@@ -261,9 +290,8 @@ class LeaseBook:
         self._learn(lease, granted.limits)
 
     def _learn(self, lease: Lease, states: list[LimitState]) -> None:
-        for state in states:
-            lease.limits[state.limit_id] = state
-            self.limits[state.limit_id] = state
+        self.learn(states)
+        lease.limits |= {state.limit_id: state for state in states}
 
     # -- reports, give-back, recall: one round of the worker's poll ----------------------------
 
@@ -283,7 +311,7 @@ class LeaseBook:
             lease.reported = figures
         if reply.state != "open":
             raise Sealed(self._incarnation)
-        self.limits.update(reply.limits)
+        self.learn(reply.limits.values())
         for lease in active:
             for limit_id in lease.limits:
                 if limit_id in reply.limits:

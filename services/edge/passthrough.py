@@ -15,7 +15,7 @@ from services.backends.lifecycle import crash_point
 from services.core.dialects.base import StreamScan
 from services.core.outcomes import Ending
 from services.edge.exchange import Exchange
-from services.edge.record import Recorder
+from services.edge.record import Recorder, upstream_error_note
 from services.edge.upstream import Call, IdleTimeout, UpstreamError
 
 DRAIN_S: Final = 0.5  # after the end marker, to give the connection back
@@ -132,7 +132,7 @@ class StreamRelay:
         return self._scan.render_error(code, message)
 
     def _end(self) -> None:
-        message = self._scan.error[1] if self._scan.error else ""
+        message = upstream_error_note(self._scan.error[0]) if self._scan.error else ""
         self._recorder.end(self._x, Ending.ANSWERED, 200, message)
 
     def _drain(self) -> None:

@@ -3,6 +3,7 @@
 Order, so that a kill at any point bills nothing wrong: `request` durable, upstream call, terminal
 durable, last bytes to the client. Nothing here yields between a sequence number and its append."""
 
+import re
 from collections import OrderedDict
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ from services.edge.leases import Lease, LeaseBook, Reservation
 
 SOURCE: Final = "edge"
 SESSIONS_MAX: Final = 10_000
+_ERROR_TYPE: Final = re.compile(r"[a-z_]{1,48}")
 _INPUT_CLASSES: Final = ("input", "cache_read", "cache_write_5m", "cache_write_1h")
 
 
@@ -251,6 +253,12 @@ def storable(text: str) -> str:
     """A text that clients or upstreams wrote, without NUL: PostgreSQL stores none, and an event
     that cannot be stored would be a request that nobody pays for."""
     return text.replace("\0", "\ufffd")
+
+
+def upstream_error_note(kind: str) -> str:
+    """What an event says of an error that an upstream told in its answer: its type. Its message
+    may quote the prompt, which no event holds."""
+    return f"the upstream told {kind if _ERROR_TYPE.fullmatch(kind) else 'an error'}"
 
 
 def new_incarnation() -> str:

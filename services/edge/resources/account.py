@@ -154,6 +154,7 @@ class PricingResource:
         )
         resp.content_type = "application/json"
         resp.set_header("x-tollgate-price-version", prices.id)
+        resp.set_headers(accounting(remaining_nano=0, estimate_credits=0, request_id=uuid7_text()))
 
 
 def balance(worker: Worker, key: Key) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from services.edge.body import read_body
 from services.edge.exchange import Exchange
 from services.edge.headers import accounting, client_headers, downstream
 from services.edge.passthrough import StreamRelay
+from services.edge.record import upstream_error_note
 from services.edge.refuse import render
 from services.edge.upstream import Aborted, Call, FirstByteTimeout, IdleTimeout, UpstreamBroken
 from services.edge.watch import ClientWatch
@@ -59,6 +60,7 @@ class TextResource:
         refusal = Refusal(Code.UPGRADE_REQUIRED, "websockets are not served here; use POST")
         render(resp, self._dialect, refusal, request_id)
         resp.set_header("connection", "close")
+        resp.set_headers(accounting(remaining_nano=0, estimate_credits=0, request_id=request_id))
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         clock = self._worker.clock
@@ -229,7 +231,7 @@ class TextResource:
         ending = Ending.CLIENT_GONE if gone else failure.ending
         status = failure.status or SHAPES[failure.code].status
         code = None if gone or failure.native else failure.code
-        self._worker.recorder.end(x, ending, status, failure.message, code)
+        self._worker.recorder.end(x, ending, status, failure.note, code)
         if failure.native:
             resp.status = failure.status
             resp.data = failure.body
@@ -251,7 +253,8 @@ def _error_in_answer(error: tuple[str, str]) -> Failure:
     """A 2xx answer that holds an error object: the status that it should have had."""
     kind, message = error
     status = _STATUS_OF_ERROR.get(kind, 502)
-    return Failure(Code.UPSTREAM_ERROR, message, status=status)
+    note = upstream_error_note(kind)
+    return Failure(Code.UPSTREAM_ERROR, message, status=status, note=note)
 
 
 def _header(call: Call, name: bytes) -> str:
