@@ -1,0 +1,83 @@
+"""Shorthands of the feature tests, over a running stack."""
+
+import re
+import time
+
+import psutil
+
+from services.core.catalog import Key
+from tests.parts.stack import Stack
+from tests.parts.wire import Reply, request
+
+NANO = 10**9
+ACCOUNTING = (
+    "x-ratelimit-limit",
+    "x-ratelimit-remaining",
+    "x-ratelimit-reset",
+    "x-quota-remaining-credits",
+    "x-estimated-credits",
+)
+
+
+def make_key(stack: Stack, *, account: str = "", **fields) -> tuple[Key, str]:
+    """The key's record and its secret; `fields` as `Catalog.create_key` names them."""
+    owner = account or stack.new_account()
+    return stack._open_books().catalog.create_key(owner, "test", **fields)
+
+
+def wait_until(condition, timeout_s: float = 10.0, told=lambda: ""):
+    """The first true value of `condition`."""
+    deadline = time.monotonic() + timeout_s
+    while not (value := condition()):
+        assert time.monotonic() < deadline, told()
+        time.sleep(0.05)
+    return value
+
+
+def each_worker(stack: Stack, path: str, key: str, count: int = 12) -> list[Reply]:
+    """`count` answers to a GET, each on a connection of its own, so that every worker gives
+    some of them."""
+    return [request(stack.port, "GET", path, key=key) for _ in range(count)]
+
+
+def balances(stack: Stack, key: str) -> set[float]:
+    """`available_usd` as every worker tells it."""
+    return {r.json()["available_usd"] for r in each_worker(stack, "/v1/balance", key)}
+
+
+def assert_accounted(reply: Reply) -> None:
+    """The five accounting headers in their forms, each once, and the request id."""
+    values = {name: reply.header(name) for name in ACCOUNTING}
+    for name in ACCOUNTING[:2] + ACCOUNTING[3:4]:
+        assert re.fullmatch(r"\d+\.\d\d", values[name]), (reply.status, values)
+    assert values["x-ratelimit-reset"].isdecimal(), values
+    assert values["x-estimated-credits"].isdecimal(), values
+    assert re.fullmatch(r"[0-9a-f-]{36}", reply.header("x-tollgate-request-id"))
+
+
+def processes(stack: Stack) -> list[psutil.Process]:
+    """`tollgate up` and everything it started."""
+    root = psutil.Process(stack._process.pid)
+    return [root, *root.children(recursive=True)]
+
+
+def worker_of(stack: Stack, reply: Reply) -> psutil.Process:
+    """The edge worker at the other end of the reply's connection."""
+    port = reply._sock.getsockname()[1]
+    for process in processes(stack):
+        for connection in process.net_connections("tcp"):
+            if connection.raddr and connection.raddr.port == port:
+                return process
+    raise LookupError(f"nobody serves the client port {port}")
+
+
+def holders(stack: Stack, text: str) -> list[str]:
+    """The files of the installation, its logs among them, that hold `text`."""
+    found = []
+    for path in [*stack.data_dir.rglob("*"), stack.output]:
+        try:
+            if path.is_file() and text.encode() in path.read_bytes():
+                found.append(path.name)
+        except FileNotFoundError:
+            continue  # the outbox and the sinks remove files while they work
+    return found
