@@ -13,7 +13,6 @@ from sqlalchemy import delete, insert, update
 
 from schemas import config as schema
 from schemas.events import TOPIC
-from services.backends import telemetry
 from services.backends.clickhouse.client import ClickHouse
 from services.backends.clock import SystemClock
 from services.backends.outbox import Outbox
@@ -150,7 +149,6 @@ def _config(request, tmp_path, database_name) -> schema.Config:
 @pytest.fixture(params=[EMBEDDED, SERVED])
 def plant(request, tmp_path, database_name):
     config = _config(request, tmp_path, database_name)
-    telemetry.configure("test", config)
     made = Plant(config)
     yield made
     made.close()
