@@ -154,7 +154,7 @@ def test_the_reaper_killed_at_every_step(folder, bus_config, engine, tmp_path, p
     assert sum(isinstance(e, Error) for e in events) == 5
 
 
-@pytest.mark.parametrize("passage", [1, 2, 3, 10, 41, 42, 43, 44])
+@pytest.mark.parametrize("passage", [1, 2, 41, 43, 44])
 def test_a_worker_killed_around_each_append(folder, bus_config, engine, tmp_path, passage):
     """21 pairs: requests are the odd appends, their ends the even ones; then the lease's end and
     the incarnation's."""
