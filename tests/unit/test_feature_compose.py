@@ -33,7 +33,7 @@ def words(command) -> list[str]:
 def test_images_are_pinned():
     images = re.findall(r"image: (\S+)", TEXT)
     images += re.findall(r"^FROM (\S+)", (COMPOSE / "Dockerfile").read_text(), re.MULTILINE)
-    assert len(images) == 4
+    assert len(images) == 5
     assert all(re.search(r":\d+\.\d+", image) for image in images), images
 
 
