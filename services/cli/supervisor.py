@@ -1,7 +1,7 @@
 """Runs the parts of a one-machine installation as child processes.
 
 A part that dies is started again, later each time; all die with the supervisor, whatever kills it.
-Each part leads a session of its own, so that Ctrl-C reaches the supervisor alone and the parts
+Each part leads a process group of its own, so that Ctrl-C reaches the supervisor alone and the parts
 stop in order."""
 
 import os
@@ -119,10 +119,10 @@ class Supervisor:
                 process.wait(0.1)
             except subprocess.TimeoutExpired:
                 continue
-            _kill_session(process.pid)  # what it left behind, if anything
+            _kill_group(process.pid)  # what it left behind, if anything
             return True
         self._report(f"{each.part.role} did not stop in {each.part.grace_s:g} s: killed")
-        _kill_session(process.pid)
+        _kill_group(process.pid)
         process.wait()
         return False
 
@@ -136,7 +136,7 @@ class Supervisor:
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=log,
-                start_new_session=True,
+                process_group=0,
                 preexec_fn=lambda: _prepare(each.part.niceness),
             )
         each.started_s = time.monotonic()
@@ -149,7 +149,7 @@ def _prepare(niceness: int) -> None:
         os.nice(niceness)
 
 
-def _kill_session(leader: int) -> None:
+def _kill_group(leader: int) -> None:
     try:
         os.killpg(leader, signal.SIGKILL)
     except (ProcessLookupError, PermissionError):
