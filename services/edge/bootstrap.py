@@ -23,6 +23,7 @@ from services.backends.sql.engine import open_engine
 from services.edge.app import PathPrefix, create_routes
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
+from services.edge.elastic import HoldPolicy
 from services.edge.leases import LeaseBook
 from services.edge.record import Recorder, new_incarnation
 from services.edge.snapshot import Snapshots
@@ -98,7 +99,8 @@ def create_app(config: Config) -> EdgeApp:
     budgets.open_incarnation(incarnation, "edge", socket.gethostname())
     outbox = Outbox.create(under(config, config.outbox.path), incarnation, config.outbox, clock)
     counters = Counters()
-    recorder = Recorder(outbox, clock, counters)
+    holds = HoldPolicy(clock, config.edge.writeoff_limit_nano)
+    recorder = Recorder(outbox, clock, counters, holds)
     leases = LeaseBook(
         budgets,
         incarnation,
@@ -116,6 +118,7 @@ def create_app(config: Config) -> EdgeApp:
         snapshots=Snapshots(catalog, threads, clock, config.edge.catalog_grace_s),
         leases=leases,
         recorder=recorder,
+        holds=holds,
         upstreams=Upstreams(UpstreamPool(), clock, config.edge),
         accounts=Accounts(engine),
         queries=QueryClient(config),
