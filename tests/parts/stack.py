@@ -53,6 +53,7 @@ FAULTS = (
     "gzip",
     "ping-20",
     "slow-300",
+    "slow-3",
     "stall-60",
     "flaky-2",
     "stall-first",
