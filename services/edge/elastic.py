@@ -94,6 +94,7 @@ class ElasticHold:
         self._slice_nano = max(bound.tokens_nano(SLICE_TOKENS), 1)
         self._ask_below_nano = self._slice_nano // 2
         self._asking: gevent.Greenlet | None = None
+        self._input_nano: int | None = None  # as told, once that is known
         self.used_up = False
 
     @property
@@ -107,12 +108,11 @@ class ElasticHold:
         waits for it when nothing is; afterwards `used_up` tells whether the stream must end."""
         if self._scan.finish_reason:
             return FOREVER  # only usage and end marker are still to come
-        input_nano = self._told_input_nano()
-        left_nano = self._left_nano(input_nano)
-        whole_nano = self._bound.output_nano + (
-            self._bound.input_nano if input_nano is None else input_nano
-        )
-        missing_nano = whole_nano - self._reservation.hold_nano
+        if self._input_nano is None:
+            self._input_nano = self._told_input_nano()
+        left_nano = self._left_nano()
+        input_nano = self._bound.input_nano if self._input_nano is None else self._input_nano
+        missing_nano = input_nano + self._bound.output_nano - self._reservation.hold_nano
         if missing_nano <= 0:
             return FOREVER
         if left_nano < self._ask_below_nano and self._asking is None:
@@ -120,7 +120,7 @@ class ElasticHold:
             self._asking = gevent.spawn(self._ask, need_nano)
         if left_nano < 0 and self._asking is not None:
             self._asking.join()
-            left_nano = self._left_nano(input_nano)
+            left_nano = self._left_nano()
         self.used_up = left_nano < 0
         return bytes_within(self._bound, left_nano)
 
@@ -133,13 +133,13 @@ class ElasticHold:
         finally:
             self._asking = None
 
-    def _left_nano(self, input_nano: int | None) -> int:
+    def _left_nano(self) -> int:
         usage = self._scan.usage or {}
         return self._reservation.hold_nano - used_nano(
             self._bound,
             output_bytes=self._scan.output_bytes,
             told_output=usage.get("output", 0),
-            told_input_nano=input_nano,
+            told_input_nano=self._input_nano,
         )
 
     def _told_input_nano(self) -> int | None:

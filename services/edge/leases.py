@@ -283,8 +283,10 @@ class LeaseBook:
                     if not ex.only_leased or self._clock.monotonic_s() >= deadline_s:
                         self._rest(lease, need_nano - lease.free_nano, ex)
                         return
-                except Refusal:
-                    return
+                except Refusal as ex:
+                    late = self._clock.monotonic_s() >= deadline_s
+                    if late or ex.code is not Code.UNAVAILABLE:
+                        return
             gevent.sleep(RETRY_S)
 
     def _renew(self, lease: Lease, hold_nano: int) -> None:

@@ -217,3 +217,11 @@ def test_while_others_wait_a_grant_is_no_larger_than_its_need(world, desk):
     assert held.lease.free_nano == 0
     more = desk.book.reserve(desk.key, USD // 100)
     assert more.lease.free_nano == 0
+
+
+def test_growth_outlasts_a_short_outage_of_the_budgets(world):
+    desk = Desk(world, wait_s=2.0)
+    held = desk.book.reserve(desk.key, USD)
+    desk.threads.lose = True
+    assert desk.book.extend(held, held.lease.free_nano + USD) > USD
+    assert world.lease(held.lease.id).amount_nano == held.lease.amount_nano
