@@ -24,6 +24,7 @@ from services.edge.app import PathPrefix, create_routes
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
+from services.edge.journal import Journal
 from services.edge.leases import LeaseBook
 from services.edge.record import Recorder, new_incarnation
 from services.edge.snapshot import Snapshots
@@ -100,7 +101,7 @@ def create_app(config: Config) -> EdgeApp:
     outbox = Outbox.create(under(config, config.outbox.path), incarnation, config.outbox, clock)
     counters = Counters()
     holds = HoldPolicy(clock, config.edge.writeoff_limit_nano)
-    recorder = Recorder(outbox, clock, counters, holds)
+    recorder = Recorder(Journal(outbox), clock, counters, holds)
     leases = LeaseBook(
         budgets,
         incarnation,

@@ -106,7 +106,10 @@ class Up:
         """Role -> its process (the direct children)."""
         found = {}
         for child in psutil.Process(self.process.pid).children():
-            line = " ".join(child.cmdline())
+            try:
+                line = " ".join(child.cmdline())
+            except psutil.Error:
+                continue  # it has just died
             role = "sim" if "services.sim" in line else line.removeprefix("tollgate: ").strip()
             found[role] = child
         return found
