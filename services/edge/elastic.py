@@ -1,6 +1,6 @@
 """Elastic holds: a stream whose output can be seen holds a part of its bound and asks for more.
 
-A hold starts with the input bound and what answers of this key and model cost lately, at least
+A hold starts with the input bound and what answers of this account and model cost lately, at least
 one slice of output; it grows by a slice when half a slice is left. The bytes that pass are counted
 by the relay; only when they could have used up what is held does anybody look."""
 
@@ -37,7 +37,7 @@ _TOLD_TO_BOUND: Final = BYTES_PER_TOKEN // BYTES_PER_TOKEN_MIN
 
 class HoldPolicy:
     """How much a request holds at first. What it remembers is this worker's alone and bounded:
-    the usual size of a key's answers, and what was written off for a key today (UTC)."""
+    the usual size of an account's answers, and what was written off for a key today (UTC)."""
 
     def __init__(self, clock: Clock, writeoff_limit_nano: int) -> None:
         self._clock = clock
@@ -53,7 +53,7 @@ class HoldPolicy:
         assert x.key is not None
         if not shows_its_output(x.price, x.parsed) or self._costs_us(x.key.id):
             return bound.whole_nano, bound.whole_nano
-        usual = self._usual.get((x.key.id, x.price.model), 0)
+        usual = self._usual.get((x.key.account_id, x.price.model), 0)
         slices = (
             min(bound.tokens_nano(max(usual, SLICE_TOKENS)), bound.output_nano),
             min(bound.tokens_nano(SLICE_TOKENS), bound.output_nano),
@@ -66,7 +66,7 @@ class HoldPolicy:
             today, before_nano = self._today(event.key_id)
             _put(self._written_off, event.key_id, (today, before_nano + event.written_off_nano))
         if event.stream:
-            name = (event.key_id, event.priced_as)
+            name = (event.account_id, event.priced_as)
             made = event.usage.get("output", 0) * _TOLD_TO_BOUND
             _put(self._usual, name, max(made, self._usual.get(name, 0) * 7 // 8))
 

@@ -47,7 +47,7 @@ def asked(dialect, *, model="", text_bytes=200, cap=16_000, **fields):
         parsed=parsed,
         price=MODELS[model],
         bound=bound,
-        key=SimpleNamespace(id="key_1", group="default"),
+        key=SimpleNamespace(id="key_1", account_id="a", group="default"),
         view=SimpleNamespace(prices=SimpleNamespace(book=BOOK)),
         channel=SimpleNamespace(name="main"),
         reservation=None,
@@ -236,7 +236,7 @@ def test_a_key_that_costs_us_holds_whole_bounds_for_the_rest_of_the_day():
     assert made.first_nano(x, x.bound)[0] < x.bound.whole_nano
 
 
-def test_the_first_slice_is_as_large_as_answers_of_the_key_usually_are():
+def test_the_first_slice_is_as_large_as_answers_of_the_account_usually_are():
     made = policy()
     x = asked("chat")
     least = x.bound.input_nano + x.bound.tokens_nano(SLICE)
