@@ -8,8 +8,10 @@ worker recalls goes back at once.
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import gevent
+import msgspec
 from gevent.lock import BoundedSemaphore
 
 from schemas.errors import Code
@@ -33,6 +35,7 @@ GRANT_HOLDS_MIN = 8
 GRANT_HOLDS_MAX = 512
 LIMIT_AGE_S = 1.0  # figures of a limit that no lease here reports on are read again after this
 LIMITS_KEPT = 10_000
+SHORT_MAX = 10_000
 WANT_MAX_NANO = 1_000_000_000_000  # a worker never asks for more than $1,000 at once
 
 
@@ -51,6 +54,7 @@ class Lease:
         "closed",
         "events",
         "factor",
+        "gate",
         "give_no",
         "giving_nano",
         "grant_no",
@@ -58,6 +62,7 @@ class Lease:
         "growing_nano",
         "id",
         "key_id",
+        "limit_ids",
         "limits",
         "lock",
         "reported",
@@ -68,9 +73,11 @@ class Lease:
         "used_s",
     )
 
-    def __init__(self, key: Key, now_s: float) -> None:
+    def __init__(self, key: Key, now_s: float, gate: BoundedSemaphore) -> None:
         self.id = new_id("lease")
+        self.gate = gate  # one for all leases of an account
         self.key_id = key.id
+        self.limit_ids = key.limit_ids
         self.account_id = key.account_id
         self.amount_nano = 0
         self.spent_nano = 0
@@ -143,6 +150,8 @@ class LeaseBook:
         self._wait_s = wait_s
         self._on_closed = on_closed
         self._leases: dict[str, Lease] = {}
+        self._gates: WeakValueDictionary[str, BoundedSemaphore] = WeakValueDictionary()
+        self._short: dict[str, tuple[float, int, LimitFailure]] = {}
         self.limits: dict[str, LimitState] = {}
         self._learned_s: dict[str, float] = {}
 
@@ -153,7 +162,7 @@ class LeaseBook:
         Raises Refusal (quota or wallet, with what is missing)."""
         lease = self._leases.get(key.id)
         if lease is None or lease.closed:
-            lease = self._leases[key.id] = Lease(key, self._clock.monotonic_s())
+            lease = self._leases[key.id] = self._new(key)
         if not lease.fits(hold_nano):
             least_nano = hold_nano if least_nano is None else least_nano
             lease, hold_nano = self._grow(key, lease, hold_nano, least_nano)
@@ -250,6 +259,12 @@ class LeaseBook:
             if lease.account_id == account_id
         )
 
+    def _new(self, key: Key) -> Lease:
+        gate = self._gates.get(key.account_id)
+        if gate is None:
+            gate = self._gates[key.account_id] = BoundedSemaphore(1)
+        return Lease(key, self._clock.monotonic_s(), gate)
+
     # -- grants -------------------------------------------------------------------------------
 
     def _grow(self, key: Key, lease: Lease, hold_nano: int, least_nano: int) -> tuple[Lease, int]:
@@ -270,9 +285,9 @@ class LeaseBook:
                 if not lease.closed and lease.fits(hold_nano):
                     return lease, hold_nano
             if lease.closed:
-                lease = self._leases.setdefault(key.id, Lease(key, self._clock.monotonic_s()))
+                lease = self._leases.setdefault(key.id, self._new(key))
                 if lease.closed:
-                    lease = self._leases[key.id] = Lease(key, self._clock.monotonic_s())
+                    lease = self._leases[key.id] = self._new(key)
                 continue
             gevent.sleep(RETRY_S)
 
@@ -337,13 +352,19 @@ class LeaseBook:
 
     def _ask(self, lease: Lease, need_nano: int, want_nano: int) -> None:
         """A failed call leaves the outcome unknown: the same number is asked again, which the
-        centre answers with the first result."""
+        centre answers with the first result. One call per account at a time, so that a crowd at a
+        limit leaves the database to everybody else."""
         number = lease.grant_no + 1
         try:
-            granted = self._threads.apply(
-                self._budgets.grant,
-                (lease.id, number, self._incarnation, lease.key_id, need_nano, want_nano),
-            )
+            with lease.gate:
+                self._raise_known(lease, need_nano)
+                granted = self._threads.apply(
+                    self._budgets.grant,
+                    (lease.id, number, self._incarnation, lease.key_id, need_nano, want_nano),
+                )
+        except Shortfall as ex:
+            self._remember(ex, need_nano)
+            raise
         except KeyNotActive as ex:
             raise Refusal(Code.INVALID_API_KEY, "this API key may not be used any more") from ex
         except IncarnationNotOpen as ex:
@@ -354,6 +375,36 @@ class LeaseBook:
         lease.granted_s = self._clock.monotonic_s()
         lease.amount_nano += granted.amount_nano
         self._learn(lease, granted.limits)
+
+    def _remember(self, ex: Shortfall, need_nano: int) -> None:
+        """The smallest need that did not fit a limit, for a moment."""
+        if len(self._short) >= SHORT_MAX:
+            self._short.clear()
+        for failure in ex.failing:
+            known = self._short.get(failure.limit_id)
+            if known is None or need_nano < known[1]:
+                now_s = self._clock.monotonic_s()
+                self._short[failure.limit_id] = (now_s, need_nano, failure)
+
+    def _raise_known(self, lease: Lease, need_nano: int) -> None:
+        """Raises the Shortfall of a need no larger than this one that was met a moment ago."""
+        now_s = self._clock.monotonic_s()
+        for limit_id in lease.limit_ids:
+            met = self._short.get(limit_id)
+            if met is None:
+                continue
+            met_s, met_nano, failure = met
+            if now_s - met_s >= RETRY_S:
+                del self._short[limit_id]
+            elif need_nano >= met_nano:
+                more_nano = need_nano - met_nano
+                left_nano = failure.limit_nano - failure.settled_nano
+                known = msgspec.structs.replace(
+                    failure,
+                    missing_nano=failure.missing_nano + more_nano,
+                    only_leased=need_nano <= left_nano,
+                )
+                raise Shortfall([known])
 
     def _learn(self, lease: Lease, states: list[LimitState]) -> None:
         self.learn(states)

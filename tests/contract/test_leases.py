@@ -225,3 +225,21 @@ def test_growth_outlasts_a_short_outage_of_the_budgets(world):
     desk.threads.lose = True
     assert desk.book.extend(held, held.lease.free_nano + USD) > USD
     assert world.lease(held.lease.id).amount_nano == held.lease.amount_nano
+
+
+def test_what_did_not_fit_a_moment_ago_is_not_asked_again(world):
+    """A crowd at a limit asks for it once; a smaller need is another question."""
+    desk = Desk(world)
+    calls = []
+    real = desk.threads.apply
+    desk.threads.apply = lambda fn, args=(): calls.append(fn.__name__) or real(fn, args)
+    for need in (9, 10, 9):
+        with pytest.raises(Refusal) as caught:
+            desk.book.reserve(desk.key, need * USD)
+        assert caught.value.missing_nano == (need - 8) * USD
+    assert calls == ["grant"]
+    desk.book.reserve(desk.key, 7 * USD)
+    desk.clock.sleep(0.1)
+    with pytest.raises(Refusal):
+        desk.book.reserve(desk.key, 9 * USD)
+    assert calls.count("grant") >= 3
