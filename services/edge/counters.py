@@ -40,6 +40,7 @@ class Counters:
     those of `schemas.metrics`."""
 
     def __init__(self) -> None:
+        metric(METRICS[0].name)  # imports the library now, not in front of the first clients
         self._sums: Counter[tuple[str, tuple[str, ...]]] = Counter()
         self._seen: dict[tuple[str, tuple[str, ...]], _Seen] = {}
 

@@ -32,7 +32,7 @@ from services.backends.bus.port import (
     size_bytes,
 )
 
-STALL_S: Final = 10.0  # no acknowledgement for this long: the producer is replaced
+STALL_S: Final = 6.0  # no acknowledgement for this long: the producer is replaced
 _FOREVER_MS: Final = 24 * 3600 * 1000
 _SESSION_MS: Final = 10_000
 _CALL_MS: Final = 5_000
