@@ -30,6 +30,8 @@ class Edge(Section, kw_only=True):
     poll_s: Seconds = 0.25  # catalog version and lease state
     catalog_grace_s: Seconds = 5.0
     admission_wait_s: Seconds = 2.0
+    # A key for which a worker wrote off more than this today (UTC) holds whole bounds only.
+    writeoff_limit_nano: Annotated[int, msgspec.Meta(ge=0)] = 1_000_000_000
     graceful_timeout_s: Seconds = 30.0
     max_attempts: Positive = 3
     failover_s: Seconds = 30.0

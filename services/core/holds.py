@@ -7,7 +7,7 @@ may fail over to, and rounded up. A usage within the token bounds is never rated
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from services.core.dialects.base import BodyShape
+from services.core.dialects.base import BodyShape, ParsedRequest
 from services.core.prices import ModelPrice, PriceBook
 from services.core.rating import Unpriced, ceiling_nano, class_prices
 
@@ -17,19 +17,35 @@ BYTES_PER_TOKEN_MIN: Final = 2
 # Beyond these the overrun rule applies, as for every usage above its hold.
 SERVER_TOOL_CALLS: Final = 10
 SERVER_TOOL_TOKENS: Final = 10_000
+# What an elastic hold starts with, and grows by: about 4 KB of output.
+SLICE_TOKENS: Final = 2_048
 
 _INPUT_CLASSES: Final = ("input", "cache_read", "cache_write_5m")
 
 
 class Bound(NamedTuple):
-    """Nano-USD. An elastic hold starts with `input_nano` and a slice of `output_nano`."""
+    """Nano-USD. An elastic hold starts with `input_nano` and a slice of `output_nano`, which is
+    the price of `output_tokens`."""
 
     input_nano: int
     output_nano: int
+    output_tokens: int
 
     @property
     def whole_nano(self) -> int:
         return self.input_nano + self.output_nano
+
+    def tokens_nano(self, tokens: int) -> int:
+        """What `tokens` of output cost at most."""
+        if not self.output_tokens:
+            return 0
+        return -(-tokens * self.output_nano // self.output_tokens)
+
+    def tokens_within(self, nano: int) -> int:
+        """The tokens of output that surely cost no more than `nano`; 0 for less than nothing."""
+        if nano <= 0 or not self.output_nano:
+            return 0
+        return nano * self.output_tokens // self.output_nano
 
 
 def input_tokens_max(model: ModelPrice, shape: BodyShape) -> int:
@@ -47,6 +63,32 @@ def output_tokens_max(model: ModelPrice, max_output_tokens: int | None, n: int) 
     if max_output_tokens is not None:
         cap = max(0, max_output_tokens)
     return cap * max(1, n)
+
+
+def shows_its_output(model: ModelPrice, parsed: ParsedRequest) -> bool:
+    """Whether all that the answer costs can be seen while it is made, so that its hold may grow
+    with it."""
+    return (
+        parsed.stream
+        and parsed.n == 1
+        and not parsed.shape.server_tools
+        and not model.hidden_output
+    )
+
+
+def used_nano(
+    bound: Bound, *, output_bytes: int, told_output: int = 0, told_input_nano: int | None = None
+) -> int:
+    """What a running answer can have cost so far: the input as told, else its bound, and the
+    output as told or, at two bytes for a token, as seen; whichever is more."""
+    seen = min(-(-output_bytes // BYTES_PER_TOKEN_MIN), bound.output_tokens)
+    input_nano = bound.input_nano if told_input_nano is None else told_input_nano
+    return input_nano + bound.tokens_nano(max(seen, told_output))
+
+
+def bytes_within(bound: Bound, nano: int) -> int:
+    """How many bytes may still pass before `used_nano` can have grown by more than `nano`."""
+    return bound.tokens_within(nano) * BYTES_PER_TOKEN_MIN
 
 
 def hold_bound(
@@ -81,10 +123,12 @@ def hold_bound(
             input_nano += ceiling_nano(SERVER_TOOL_CALLS, search, multiplier_ppm)
         output_nano = ceiling_nano(output_units, _price(prices, "output"), multiplier_ppm)
         if dearest is None:
-            dearest = Bound(input_nano, output_nano)
+            dearest = Bound(input_nano, output_nano, output_units)
         else:
             dearest = Bound(
-                max(dearest.input_nano, input_nano), max(dearest.output_nano, output_nano)
+                max(dearest.input_nano, input_nano),
+                max(dearest.output_nano, output_nano),
+                output_units,
             )
     if dearest is None:
         raise Unpriced(f"no channel for model {priced_as}")

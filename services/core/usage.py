@@ -4,6 +4,7 @@
 `output` holds everything the model made, `reasoning` says how much of it was thinking. A class
 with zero units is left out; negative and non-integer counts are taken as zero."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 BILLED: Final = (
@@ -14,6 +15,7 @@ BILLED: Final = (
     "output",
     "web_search",
 )
+INPUT: Final = BILLED[:4]
 INFO: Final = ("reasoning",)  # told, never priced: already inside `output`
 
 MAX_UNITS: Final = 1_000_000_000_000  # the bound of schemas.events.Units
@@ -48,6 +50,28 @@ def from_chat(usage: dict[str, Any]) -> dict[str, int]:
 def from_responses(usage: dict[str, Any]) -> dict[str, int]:
     """Classes of a Responses `usage` object."""
     return _openai(usage, "input_tokens", "input_tokens_details", "output_tokens", "output")
+
+
+def to_chat(usage: Mapping[str, int]) -> dict[str, Any]:
+    """A Chat Completions `usage` object of classes."""
+    return _to_openai(usage, "prompt_tokens", "completion_tokens")
+
+
+def to_responses(usage: Mapping[str, int]) -> dict[str, Any]:
+    """A Responses `usage` object of classes."""
+    told = _to_openai(usage, "input_tokens", "output_tokens")
+    return told | {"output_tokens_details": {"reasoning_tokens": usage.get("reasoning", 0)}}
+
+
+def _to_openai(usage: Mapping[str, int], prompt_name: str, output_name: str) -> dict[str, Any]:
+    prompt = sum(usage.get(name, 0) for name in INPUT)
+    output = usage.get("output", 0)
+    return {
+        prompt_name: prompt,
+        f"{prompt_name}_details": {"cached_tokens": usage.get("cache_read", 0)},
+        output_name: output,
+        "total_tokens": prompt + output,
+    }
 
 
 def _openai(

@@ -23,6 +23,7 @@ from services.backends.sql.engine import open_engine
 from services.edge.app import PathPrefix, create_routes
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
+from services.edge.elastic import HoldPolicy
 from services.edge.journal import Journal
 from services.edge.leases import LeaseBook
 from services.edge.record import Recorder, new_incarnation
@@ -99,7 +100,8 @@ def create_app(config: Config) -> EdgeApp:
     budgets.open_incarnation(incarnation, "edge", socket.gethostname())
     outbox = Outbox.create(under(config, config.outbox.path), incarnation, config.outbox, clock)
     counters = Counters()
-    recorder = Recorder(Journal(outbox), clock, counters)
+    holds = HoldPolicy(clock, config.edge.writeoff_limit_nano)
+    recorder = Recorder(Journal(outbox), clock, counters, holds)
     leases = LeaseBook(
         budgets,
         incarnation,
@@ -117,6 +119,7 @@ def create_app(config: Config) -> EdgeApp:
         snapshots=Snapshots(catalog, threads, clock, config.edge.catalog_grace_s),
         leases=leases,
         recorder=recorder,
+        holds=holds,
         upstreams=Upstreams(UpstreamPool(), clock, config.edge),
         accounts=Accounts(engine),
         queries=QueryClient(config),

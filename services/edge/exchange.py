@@ -6,6 +6,8 @@ from typing import Any
 from schemas.events import Attempt
 from services.core.catalog import Channel, Key
 from services.core.dialects.base import Dialect, ParsedRequest
+from services.core.holds import Bound
+from services.core.money import credits_up
 from services.core.outcomes import Answer
 from services.core.prices import ModelPrice
 from services.edge.leases import Reservation
@@ -21,13 +23,13 @@ class Exchange:
         "answer",
         "attempts",
         "body",
+        "bound",
         "call",
         "channel",
         "channels",
         "cut",
         "dialect",
         "environ",
-        "estimate_credits",
         "headers",
         "hung_up",
         "key",
@@ -82,7 +84,7 @@ class Exchange:
         self.cut = ""  # why the gateway itself ended the running answer
         self.relayed = False  # a byte of it went to the client
         self.reservation: Reservation | None = None
-        self.estimate_credits = 0
+        self.bound: Bound | None = None  # the most that it can cost
         self.attempts: list[Attempt] = []
         self.watch: ClientWatch | None = None
         self.call: Call | None = None
@@ -104,6 +106,11 @@ class Exchange:
             self.hung_up()
         elif self.call is not None:
             self.call.abort()
+
+    @property
+    def estimate_credits(self) -> int:
+        """The most that the request can cost, in credits; 0 before that is known."""
+        return credits_up(self.bound.whole_nano) if self.bound is not None else 0
 
     @property
     def client(self) -> str:

@@ -8,8 +8,10 @@ worker recalls goes back at once.
 import math
 from collections.abc import Callable, Iterable
 from typing import Any, Protocol, TypeVar
+from weakref import WeakValueDictionary
 
 import gevent
+import msgspec
 from gevent.lock import BoundedSemaphore
 
 from schemas.errors import Code
@@ -33,6 +35,7 @@ GRANT_HOLDS_MIN = 8
 GRANT_HOLDS_MAX = 512
 LIMIT_AGE_S = 1.0  # figures of a limit that no lease here reports on are read again after this
 LIMITS_KEPT = 10_000
+SHORT_MAX = 10_000
 WANT_MAX_NANO = 1_000_000_000_000  # a worker never asks for more than $1,000 at once
 
 
@@ -51,24 +54,30 @@ class Lease:
         "closed",
         "events",
         "factor",
+        "gate",
         "give_no",
         "giving_nano",
         "grant_no",
         "granted_s",
+        "growing_nano",
         "id",
         "key_id",
+        "limit_ids",
         "limits",
         "lock",
         "reported",
         "reserved_nano",
+        "scarce",
         "seq",
         "spent_nano",
         "used_s",
     )
 
-    def __init__(self, key: Key, now_s: float) -> None:
+    def __init__(self, key: Key, now_s: float, gate: BoundedSemaphore) -> None:
         self.id = new_id("lease")
+        self.gate = gate  # one for all leases of an account
         self.key_id = key.id
+        self.limit_ids = key.limit_ids
         self.account_id = key.account_id
         self.amount_nano = 0
         self.spent_nano = 0
@@ -78,6 +87,8 @@ class Lease:
         self.grant_no = 0
         self.give_no = 0
         self.giving_nano = 0
+        self.growing_nano = 0  # what holds in flight wait for
+        self.scarce = False  # another worker waits for money of one of the limits
         self.factor = GRANT_HOLDS_MIN
         self.granted_s = now_s
         self.used_s = now_s
@@ -95,10 +106,15 @@ class Lease:
     def free_nano(self) -> int:
         return self.amount_nano - self.spent_nano - self.reserved_nano
 
+    @property
+    def spare_nano(self) -> int:
+        """What is free and not waited for by a hold in flight: those go first."""
+        return max(self.free_nano - self.growing_nano, 0)
+
     def fits(self, hold_nano: int) -> bool:
-        """Whether a hold can be taken now. Even a hold of nothing (a free group) needs a grant
+        """Whether a new hold can be taken now. Even a hold of nothing (a free group) needs a grant
         first: the centre counts events only of leases that it knows."""
-        return self.grant_no > 0 and self.free_nano >= hold_nano
+        return self.grant_no > 0 and self.spare_nano >= hold_nano
 
 
 class Reservation:
@@ -134,23 +150,44 @@ class LeaseBook:
         self._wait_s = wait_s
         self._on_closed = on_closed
         self._leases: dict[str, Lease] = {}
+        self._gates: WeakValueDictionary[str, BoundedSemaphore] = WeakValueDictionary()
+        self._short: dict[str, tuple[float, int, LimitFailure]] = {}
         self.limits: dict[str, LimitState] = {}
         self._learned_s: dict[str, float] = {}
 
     # -- admit and settle: memory only -----------------------------------------------------
 
-    def reserve(self, key: Key, hold_nano: int) -> Reservation:
-        """Sets `hold_nano` aside. Raises Refusal (quota or wallet, with what is missing)."""
+    def reserve(self, key: Key, hold_nano: int, least_nano: int | None = None) -> Reservation:
+        """Sets `hold_nano` aside, or `least_nano` where the limits have no room for more.
+        Raises Refusal (quota or wallet, with what is missing)."""
         lease = self._leases.get(key.id)
         if lease is None or lease.closed:
-            lease = self._leases[key.id] = Lease(key, self._clock.monotonic_s())
+            lease = self._leases[key.id] = self._new(key)
         if not lease.fits(hold_nano):
-            lease = self._grow(key, lease, hold_nano)
+            least_nano = hold_nano if least_nano is None else least_nano
+            lease, hold_nano = self._grow(key, lease, hold_nano, least_nano)
         lease.reserved_nano += hold_nano
         lease.used_s = self._clock.monotonic_s()
         if lease.free_nano < hold_nano * 2 and not lease.lock.locked():
             gevent.spawn(self._renew, lease, hold_nano)
         return Reservation(lease, hold_nano)
+
+    def extend(self, reservation: Reservation, need_nano: int) -> int:
+        """Grows the hold of a request in flight, by `need_nano` or by what is left; returns by how
+        much. May wait for recalled money as an admission does; goes before new requests."""
+        lease = reservation.lease
+        lease.growing_nano += need_nano
+        try:
+            if lease.free_nano < need_nano:
+                self._find(lease, need_nano)
+        finally:
+            lease.growing_nano -= need_nano
+        if reservation.ended:
+            return 0
+        taken_nano = min(need_nano, lease.free_nano)
+        lease.reserved_nano += taken_nano
+        reservation.hold_nano += taken_nano
+        return taken_nano
 
     def charge(self, reservation: Reservation, cost_nano: int) -> int:
         """How much of `cost_nano` the lease can pay: the hold, then what is unreserved, then one
@@ -222,32 +259,61 @@ class LeaseBook:
             if lease.account_id == account_id
         )
 
+    def _new(self, key: Key) -> Lease:
+        gate = self._gates.get(key.account_id)
+        if gate is None:
+            gate = self._gates[key.account_id] = BoundedSemaphore(1)
+        return Lease(key, self._clock.monotonic_s(), gate)
+
     # -- grants -------------------------------------------------------------------------------
 
-    def _grow(self, key: Key, lease: Lease, hold_nano: int) -> Lease:
+    def _grow(self, key: Key, lease: Lease, hold_nano: int, least_nano: int) -> tuple[Lease, int]:
+        """The lease that the hold fits, and the hold."""
         deadline_s = self._clock.monotonic_s() + self._wait_s
         while True:
             with lease.lock:
-                if not lease.closed and lease.fits(hold_nano):
-                    return lease
-                if not lease.closed:
+                if not lease.closed and not lease.fits(hold_nano):
                     try:
-                        self._grant(lease, hold_nano - lease.free_nano, hold_nano)
+                        self._grant(lease, hold_nano - lease.spare_nano, hold_nano)
                     except Shortfall as ex:
-                        if not ex.only_leased or self._clock.monotonic_s() >= deadline_s:
+                        late = self._clock.monotonic_s() >= deadline_s
+                        if hold_nano > least_nano and (late or not ex.only_leased):
+                            hold_nano = least_nano
+                            continue
+                        if late or not ex.only_leased:
                             raise refusal(ex.failing) from ex
-                    if lease.fits(hold_nano):
-                        return lease
+                if not lease.closed and lease.fits(hold_nano):
+                    return lease, hold_nano
             if lease.closed:
-                lease = self._leases.setdefault(key.id, Lease(key, self._clock.monotonic_s()))
+                lease = self._leases.setdefault(key.id, self._new(key))
                 if lease.closed:
-                    lease = self._leases[key.id] = Lease(key, self._clock.monotonic_s())
+                    lease = self._leases[key.id] = self._new(key)
                 continue
+            gevent.sleep(RETRY_S)
+
+    def _find(self, lease: Lease, need_nano: int) -> None:
+        """Money for a growth: all of it, else what the budgets have."""
+        deadline_s = self._clock.monotonic_s() + self._wait_s
+        while True:
+            with lease.lock:
+                if lease.free_nano >= need_nano:
+                    return
+                try:
+                    self._grant(lease, need_nano - lease.free_nano, need_nano)
+                    return
+                except Shortfall as ex:
+                    if not ex.only_leased or self._clock.monotonic_s() >= deadline_s:
+                        self._rest(lease, need_nano - lease.free_nano, ex)
+                        return
+                except Refusal as ex:
+                    late = self._clock.monotonic_s() >= deadline_s
+                    if late or ex.code is not Code.UNAVAILABLE:
+                        return
             gevent.sleep(RETRY_S)
 
     def _renew(self, lease: Lease, hold_nano: int) -> None:
         with lease.lock:
-            if lease.closed or lease.free_nano >= hold_nano * 2:
+            if lease.closed or lease.scarce or lease.free_nano >= hold_nano * 2:
                 return
             try:
                 self._grant(lease, hold_nano, hold_nano)
@@ -261,30 +327,44 @@ class LeaseBook:
             try:
                 self._ask(lease, need_nano, need_nano)
             except Shortfall as ex:
-                left_nano = need_nano - max(failure.missing_nano for failure in ex.failing)
-                try:
-                    if left_nano > 0:
-                        self._ask(lease, left_nano, left_nano)
-                except (Shortfall, Refusal):
-                    return  # somebody else took it: the rest is written off
+                self._rest(lease, need_nano, ex)
             except Refusal:
                 return
 
+    def _rest(self, lease: Lease, need_nano: int, ex: Shortfall) -> None:
+        """What the limits have left of a need that they do not fit."""
+        left_nano = need_nano - max(failure.missing_nano for failure in ex.failing)
+        try:
+            if left_nano > 0:
+                self._ask(lease, left_nano, left_nano)
+        except (Shortfall, Refusal):
+            return  # somebody else took it
+
     def _grant(self, lease: Lease, need_nano: int, hold_nano: int) -> None:
-        """One grant, larger the sooner it follows the last one."""
+        """One grant, larger the sooner it follows the last one; no more than the need while
+        others wait for the same money."""
+        if lease.scarce:
+            self._ask(lease, need_nano, need_nano)
+            return
         soon = self._clock.monotonic_s() - lease.granted_s < 1.0
         lease.factor = min(lease.factor * 2, GRANT_HOLDS_MAX) if soon else GRANT_HOLDS_MIN
         self._ask(lease, need_nano, max(need_nano, min(hold_nano * lease.factor, WANT_MAX_NANO)))
 
     def _ask(self, lease: Lease, need_nano: int, want_nano: int) -> None:
         """A failed call leaves the outcome unknown: the same number is asked again, which the
-        centre answers with the first result."""
+        centre answers with the first result. One call per account at a time, so that a crowd at a
+        limit leaves the database to everybody else."""
         number = lease.grant_no + 1
         try:
-            granted = self._threads.apply(
-                self._budgets.grant,
-                (lease.id, number, self._incarnation, lease.key_id, need_nano, want_nano),
-            )
+            with lease.gate:
+                self._raise_known(lease, need_nano)
+                granted = self._threads.apply(
+                    self._budgets.grant,
+                    (lease.id, number, self._incarnation, lease.key_id, need_nano, want_nano),
+                )
+        except Shortfall as ex:
+            self._remember(ex, need_nano)
+            raise
         except KeyNotActive as ex:
             raise Refusal(Code.INVALID_API_KEY, "this API key may not be used any more") from ex
         except IncarnationNotOpen as ex:
@@ -295,6 +375,36 @@ class LeaseBook:
         lease.granted_s = self._clock.monotonic_s()
         lease.amount_nano += granted.amount_nano
         self._learn(lease, granted.limits)
+
+    def _remember(self, ex: Shortfall, need_nano: int) -> None:
+        """The smallest need that did not fit a limit, for a moment."""
+        if len(self._short) >= SHORT_MAX:
+            self._short.clear()
+        for failure in ex.failing:
+            known = self._short.get(failure.limit_id)
+            if known is None or need_nano < known[1]:
+                now_s = self._clock.monotonic_s()
+                self._short[failure.limit_id] = (now_s, need_nano, failure)
+
+    def _raise_known(self, lease: Lease, need_nano: int) -> None:
+        """Raises the Shortfall of a need no larger than this one that was met a moment ago."""
+        now_s = self._clock.monotonic_s()
+        for limit_id in lease.limit_ids:
+            met = self._short.get(limit_id)
+            if met is None:
+                continue
+            met_s, met_nano, failure = met
+            if now_s - met_s >= RETRY_S:
+                del self._short[limit_id]
+            elif need_nano >= met_nano:
+                more_nano = need_nano - met_nano
+                left_nano = failure.limit_nano - failure.settled_nano
+                known = msgspec.structs.replace(
+                    failure,
+                    missing_nano=failure.missing_nano + more_nano,
+                    only_leased=need_nano <= left_nano,
+                )
+                raise Shortfall([known])
 
     def _learn(self, lease: Lease, states: list[LimitState]) -> None:
         self.learn(states)
@@ -326,7 +436,8 @@ class LeaseBook:
         now_s = self._clock.monotonic_s()
         for lease in active:
             idle_s = now_s - lease.used_s
-            if lease.id in reply.recall or idle_s >= IDLE_RETURN_S:
+            lease.scarce = lease.id in reply.recall
+            if lease.scarce or idle_s >= IDLE_RETURN_S:
                 self._give_back(lease)
             if idle_s >= IDLE_CLOSE_S:
                 self._close(lease)
@@ -336,9 +447,9 @@ class LeaseBook:
             return  # a grant is on its way: somebody needs it
         with lease.lock:
             if not lease.giving_nano:
-                if lease.free_nano <= 0:
+                if not lease.spare_nano:
                     return
-                lease.giving_nano = lease.free_nano
+                lease.giving_nano = lease.spare_nano
                 lease.amount_nano -= lease.giving_nano  # ours first, the centre after
                 lease.give_no += 1
             # After an unknown outcome the same number is sent again: the centre counts it once.

@@ -14,6 +14,7 @@ from services.backends.clock import Clock
 from services.backends.lifecycle import crash_point
 from services.core.dialects.base import StreamScan
 from services.core.outcomes import Ending
+from services.edge.elastic import ElasticHold
 from services.edge.exchange import Exchange
 from services.edge.record import Recorder, upstream_error_note
 from services.edge.upstream import Call, IdleTimeout, UpstreamError
@@ -33,6 +34,7 @@ class StreamRelay:
         first: bytes,
         recorder: Recorder,
         clock: Clock,
+        hold: ElasticHold,
         *,
         ping_s: float,
         on_done: Callable[[], None],
@@ -43,6 +45,8 @@ class StreamRelay:
         self._first = first
         self._recorder = recorder
         self._clock = clock
+        self._hold = hold
+        self._room = hold.first_room
         assert x.channel is not None
         self._ping_s = min(ping_s, x.channel.idle_timeout_s)
         self._on_done = on_done
@@ -98,7 +102,27 @@ class StreamRelay:
             self._end()
             if scan.error and not scan.finished:
                 out += scan.close() + scan.render_error(Code.UPSTREAM_STREAM_ERROR, scan.error[1])
+            return out
+        self._room -= len(data)
+        if self._room < 0:
+            out += self._look()
         return out
+
+    def _look(self) -> bytes:
+        """So many bytes passed that the hold may be used up: grows it, or ends the stream."""
+        hold = self._hold
+        if not hold.used_up:
+            self._room = hold.room()
+        gone = self._x.watch is not None and self._x.watch.gone
+        if not hold.used_up or gone or not self._scan.at_boundary:
+            return b""
+        self._over = True
+        self._call.abort()
+        message = "the budget is used up"
+        verdict = self._recorder.end(self._x, Ending.BUDGET_CUT, 200, message)
+        if verdict is None or not verdict.billed:
+            return self._scan.render_error(Code.INSUFFICIENT_BALANCE, message)
+        return self._scan.render_cut(verdict.usage)
 
     def _silent(self) -> bytes:
         """Nothing came for a ping interval: keep the client, or give the upstream up."""

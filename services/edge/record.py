@@ -19,6 +19,7 @@ from services.core.ids import new_id
 from services.core.outcomes import PPM, Ending, Verdict, judge, refused
 from services.core.rating import Rated, Unpriced, rate
 from services.edge.counters import Counters
+from services.edge.elastic import HoldPolicy
 from services.edge.exchange import Exchange
 from services.edge.journal import Journal
 from services.edge.leases import Lease, LeaseBook, Reservation
@@ -34,7 +35,10 @@ _INPUT_CLASSES: Final = ("input", "cache_read", "cache_write_5m", "cache_write_1
 class Recorder:
     """One per worker, over its journal and leases."""
 
-    def __init__(self, journal: Journal, clock: Clock, counters: Counters) -> None:
+    def __init__(
+        self, journal: Journal, clock: Clock, counters: Counters, holds: HoldPolicy
+    ) -> None:
+        self._holds = holds
         self._journal = journal
         self._clock = clock
         self._counters = counters
@@ -141,6 +145,7 @@ class Recorder:
         if x.ttfb_s:
             counters.observe("tollgate_first_byte_seconds", x.ttfb_s, x.dialect.name)
         if isinstance(event, Usage):
+            self._holds.ended(event)
             counters.add("tollgate_charged_nano_total", amount=event.charged_nano)
             if event.written_off_nano:
                 counters.add("tollgate_written_off_nano_total", amount=event.written_off_nano)

@@ -18,6 +18,7 @@ from services.core.access import is_revoked
 from services.core.catalog import Key
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
+from services.edge.elastic import HoldPolicy
 from services.edge.exchange import Exchange
 from services.edge.leases import LeaseBook, Threads
 from services.edge.record import Recorder
@@ -41,6 +42,7 @@ class Worker:
         snapshots: Snapshots,
         leases: LeaseBook,
         recorder: Recorder,
+        holds: HoldPolicy,
         upstreams: Upstreams,
         accounts: Accounts,
         queries: QueryClient,
@@ -53,6 +55,7 @@ class Worker:
         self.snapshots = snapshots
         self.leases = leases
         self.recorder = recorder
+        self.holds = holds
         self.upstreams = upstreams
         self.accounts = accounts
         self.queries = queries

@@ -206,3 +206,20 @@ def test_the_session_and_agent_of_a_call_are_kept(stack):
     assert told == [
         {"session_id": headers[0][1], "agent_id": "agent-7", "client": "claude-cli/2.1.197"}
     ]
+
+
+def test_half_a_dollar_admits_a_coding_agents_request(stack):
+    """76 KB of prompt with a long-lived cache, up to 64,000 tokens of answer: a dollar at worst."""
+    key = stack.new_key(usd="0.50")
+    part = {"type": "text", "text": "x" * 75_600}
+    part["cache_control"] = {"type": "ephemeral", "ttl": "1h"}
+    system = {"model": "claude-sonnet-4-5", "max_tokens": 64_000, "system": [part]}
+    whole = post(stack, "anthropic", key, stream=False, **system)
+    assert whole.status == 402
+    reply = post(stack, "anthropic", key, stream=True, **system)
+    assert reply.status == 200
+    assert int(reply.header("x-estimated-credits")) > 1_000_000
+    assert b"message_stop" in reply.body()
+    row = stack.wait_for_rows(2, key)[0]
+    assert row["outcome"] == "completed"
+    assert 0 < row["cost_nano"] < 500_000_000

@@ -172,3 +172,74 @@ def test_a_free_request_has_a_lease_that_the_centre_knows(world, desk):
     grants = held.lease.grant_no
     desk.book.settle(desk.book.reserve(desk.key, 0), 0)
     assert held.lease.grant_no == grants
+
+
+def test_a_hold_in_flight_grows_by_what_is_asked_or_by_what_is_left(desk):
+    held = desk.book.reserve(desk.key, USD)
+    assert desk.book.extend(held, 3 * USD) == 3 * USD
+    assert held.hold_nano == held.lease.reserved_nano == 4 * USD
+    assert desk.book.extend(held, 5 * USD) == 4 * USD  # 8 are the quota
+    assert desk.book.extend(held, 1) == 0
+    desk.book.settle(held, 8 * USD)
+    assert desk.book.extend(held, 1) == 0  # it has ended
+    assert held.lease.reserved_nano == 0
+
+
+def test_growth_goes_before_a_new_request(desk):
+    """What a stream waits for is not given to a newcomer of the key."""
+    held = desk.book.reserve(desk.key, USD)
+    held.lease.growing_nano = 7 * USD
+    with pytest.raises(Refusal):
+        desk.book.reserve(desk.key, USD)
+    held.lease.growing_nano = 0
+    assert desk.book.extend(held, 7 * USD) == 7 * USD
+
+
+def test_what_a_stream_waits_for_is_not_given_back(world, desk):
+    held = desk.book.reserve(desk.key, USD // 100)
+    assert held.lease.spare_nano > 2
+    held.lease.growing_nano = held.lease.free_nano - 1
+    desk.later(IDLE_RETURN_S + 0.1)
+    assert held.lease.free_nano == held.lease.growing_nano
+
+
+def test_a_smaller_hold_is_taken_where_the_larger_has_no_room(desk):
+    held = desk.book.reserve(desk.key, 9 * USD, 2 * USD)
+    assert held.hold_nano == 2 * USD
+    assert desk.book.reserve(desk.key, USD, USD // 2).hold_nano == USD
+
+
+def test_while_others_wait_a_grant_is_no_larger_than_its_need(world, desk):
+    held = desk.book.reserve(desk.key, USD // 100)
+    with pytest.raises(Refusal):
+        Desk(world).book.reserve(desk.key, 79 * USD // 10)  # leaves its recall mark
+    desk.book.poll()
+    assert held.lease.free_nano == 0
+    more = desk.book.reserve(desk.key, USD // 100)
+    assert more.lease.free_nano == 0
+
+
+def test_growth_outlasts_a_short_outage_of_the_budgets(world):
+    desk = Desk(world, wait_s=2.0)
+    held = desk.book.reserve(desk.key, USD)
+    desk.threads.lose = True
+    assert desk.book.extend(held, held.lease.free_nano + USD) > USD
+    assert world.lease(held.lease.id).amount_nano == held.lease.amount_nano
+
+
+def test_what_did_not_fit_a_moment_ago_is_not_asked_again(world):
+    """A crowd at a limit asks for it once; a smaller need is another question."""
+    desk = Desk(world)
+    calls = []
+    real = desk.threads.apply
+    desk.threads.apply = lambda fn, args=(): calls.append(fn.__name__) or real(fn, args)
+    for need in (9, 10, 9):
+        with pytest.raises(Refusal) as caught:
+            desk.book.reserve(desk.key, need * USD)
+        assert caught.value.missing_nano == (need - 8) * USD
+    assert calls == ["grant"]
+    desk.book.reserve(desk.key, 7 * USD)
+    desk.clock.sleep(0.1)
+    with pytest.raises(Refusal):
+        desk.book.reserve(desk.key, 9 * USD)
+    assert calls.count("grant") >= 3

@@ -103,6 +103,7 @@ def _channels(sim_url: str) -> list[dict]:
     for d in DIALECTS:
         out.append(channel("main", d, "default"))
         out.append(channel("slow", d, "slow", "/fault/sim-stall-3"))
+        out.append(channel("paced", d, "slow-3", "/fault/sim-slow-3"))
         out.append(channel("slow-long", d, "slow-long", "/fault/sim-stall-20"))
         out.append(channel("absurd", d, "absurd", "/fault/sim-huge-usage-10000000000"))
         out.append(channel("uncounted", d, "uncounted", count_tokens=False))

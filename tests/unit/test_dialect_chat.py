@@ -176,7 +176,7 @@ def test_error_frames():
     assert chunk == {
         "id": "chatcmpl-1",
         "object": "chat.completion.chunk",
-        "created": 0,
+        "created": 1,
         "model": "gpt-5",
         "choices": [],
         "error": {"message": "too slow", "type": "api_error", "param": None, "code": "timeout"},

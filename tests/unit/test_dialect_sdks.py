@@ -185,3 +185,63 @@ def test_openai_refusals(code, status, error):
             gpt(body, status).responses.create(model="m", input="x")
         assert caught.value.code == code.value
         assert caught.value.param == "input"
+
+
+BILLED = {"input": 900, "cache_read": 100, "output": 7}
+
+
+def cut(name, body, stream):
+    """The first half of a stream and the frames that end it for want of money."""
+    scan = scan_of(name, body)
+    got = b"".join(scan.feed(event) for event in events(stream)[:-4])
+    assert not scan.finished
+    return got + scan.render_cut(BILLED)
+
+
+@anthropic_sdk
+def test_messages_cut_by_the_budget_end_like_max_tokens():
+    body = cut("anthropic", MESSAGES, streams.anthropic_stream(TEXTS))
+    assert body.count(b"event: content_block_stop") == 1
+    with ask_messages(claude(body)) as stream:
+        message = stream.get_final_message()
+    assert (message.stop_reason, message.usage.output_tokens) == ("max_tokens", 7)
+    assert SAID.startswith(message.content[0].text)
+    assert message.content[0].text
+
+
+@anthropic_sdk
+@pytest.mark.parametrize("last", ["stop", "half"])
+def test_messages_cut_behind_a_block_or_inside_an_event(last):
+    stream = streams.message_start() + streams.block_start({"type": "text", "text": ""}, 3)
+    stream += streams.text_delta("said", 3)
+    stream += streams.block_stop(3) if last == "stop" else streams.text_delta("never", 3)[:40]
+    scan = scan_of("anthropic", MESSAGES)
+    body = scan.feed(stream) + scan.render_cut(BILLED)
+    assert body.count(b"event: content_block_stop") == 1
+    assert b'"index":3}' in body.rpartition(b"content_block_stop")[2]
+
+
+@openai_sdk
+@pytest.mark.parametrize("usage_asked", [True, False])
+def test_chat_cut_by_the_budget_ends_like_length(usage_asked):
+    body = CHAT.replace(b"[{}]", b'[{}],"stream_options":{"include_usage":true}')
+    body = cut("chat", body if usage_asked else CHAT, streams.chat_stream(TEXTS))
+    chunks = list(gpt(body).chat.completions.create(model="m", messages=SAY, stream=True))
+    reasons = [choice.finish_reason for chunk in chunks for choice in chunk.choices]
+    assert reasons[-1] == "length"
+    assert {chunk.id for chunk in chunks} == {"chatcmpl-1"}
+    told = [chunk.usage.model_dump() for chunk in chunks if chunk.usage]
+    assert [from_chat(usage) for usage in told] == ([BILLED] if usage_asked else [])
+    assert body.endswith(b"data: [DONE]\n\n")
+
+
+@openai_sdk
+def test_responses_cut_by_the_budget_are_incomplete():
+    body = cut("responses", RESPONSES, streams.responses_stream(TEXTS))
+    got = list(gpt(body).responses.create(model="m", input="x", stream=True))
+    last = got[-1]
+    assert last.type == "response.incomplete"
+    assert last.response.status == "incomplete"
+    assert last.response.incomplete_details.reason == "max_output_tokens"
+    assert from_responses(last.response.usage.model_dump()) == BILLED
+    assert last.sequence_number == got[-2].sequence_number + 1

@@ -92,9 +92,9 @@ def bound_of(name="claude-sonnet-4-6", *, channels=("plain",), cap=None, n=1, **
 
 def test_the_bound_in_figures():
     # 76 KB are at most 38,000 tokens at $3.75, the cap is 1,000 tokens at $15 per million.
-    assert bound_of(text_bytes=76_000, cap=1000) == Bound(142_500_000, 15_000_000)
+    assert bound_of(text_bytes=76_000, cap=1000) == Bound(142_500_000, 15_000_000, 1000)
     assert bound_of(text_bytes=76_000, cap=1000, cache_write_1h=True).input_nano == 228_000_000
-    assert bound_of(text_bytes=1, cap=0) == Bound(3_750, 0)
+    assert bound_of(text_bytes=1, cap=0) == Bound(3_750, 0, 0)
     assert bound_of(cap=10, n=3).output_nano == 450_000
     assert bound_of().output_nano == 128_000 * 15_000
     assert bound_of(text_bytes=10**9, cap=0).input_nano == 1_000_000 * 3_750
@@ -102,8 +102,8 @@ def test_the_bound_in_figures():
 
 
 def test_the_dearest_channel_counts():
-    assert bound_of(channels=("plain", "dear"), text_bytes=2, cap=1) == Bound(100_000, 100_000)
-    assert bound_of(channels=("plain",), text_bytes=2, cap=1) == Bound(3_750, 15_000)
+    assert bound_of(channels=("plain", "dear"), text_bytes=2, cap=1) == Bound(100_000, 100_000, 1)
+    assert bound_of(channels=("plain",), text_bytes=2, cap=1) == Bound(3_750, 15_000, 1)
 
 
 def test_without_a_price_there_is_no_bound():

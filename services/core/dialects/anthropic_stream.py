@@ -1,5 +1,7 @@
 """The scan of an Anthropic Messages stream."""
 
+import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -12,6 +14,10 @@ from services.core.framing import EventSplitter, events_with, frame, lf_only, pa
 
 _PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 _OUTPUT: Final = strings_under("text", "thinking", "partial_json")
+# The names of events never stand unescaped inside a text.
+_BLOCK_EVENTS: Final = re.compile(
+    rb'"type": ?"content_block_(start|delta|stop)", ?"index": ?(\d{1,9})'
+)
 _SILENT_BLOCKS: Final = frozenset({"text", "thinking"})  # they speak through their deltas
 
 
@@ -69,6 +75,25 @@ class AnthropicScan:
         error = {"type": SHAPES[code].anthropic_type, "message": message}
         data = msgspec.json.encode({"type": "error", "error": error})
         return self._events.closing("ping") + frame(data, "error")
+
+    def render_cut(self, usage: Mapping[str, int]) -> bytes:
+        delta = {"stop_reason": "max_tokens", "stop_sequence": None}
+        told = {"output_tokens": usage.get("output", 0)}
+        end = {"type": "message_delta", "delta": delta, "usage": told}
+        return (
+            self._events.closing("ping")
+            + self._closed_block()
+            + frame(msgspec.json.encode(end), "message_delta")
+            + frame(b'{"type":"message_stop"}', "message_stop")
+        )
+
+    def _closed_block(self) -> bytes:
+        """The end of the block that the last relayed event belongs to, if that is open."""
+        found = _BLOCK_EVENTS.findall(self._output.recent)
+        if not found or found[-1][0] == b"stop":
+            return b""
+        stop = b'{"type":"content_block_stop","index":%b}' % found[-1][1]
+        return frame(stop, "content_block_stop")
 
     def _look_for_content(self, whole: bytes) -> None:
         for event in events_with(whole, b'"content_block_'):

@@ -114,6 +114,10 @@ class StreamScan(Protocol):
         """The frames that end the stream with an error, after closing an unfinished event; empty
         when the upstream's own error, as the client of this dialect reads it, was relayed."""
 
+    def render_cut(self, usage: Mapping[str, int]) -> bytes:
+        """The frames that end the stream at a boundary as an answer that reached its output limit,
+        with `usage` (what is billed) where this client gets one."""
+
 
 class Dialect(Protocol):
     """One wire protocol. `path` is ours and the client's, `upstream_path` follows a base URL."""

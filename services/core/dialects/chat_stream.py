@@ -1,5 +1,6 @@
 """The scan of a Chat Completions stream, which may also take the usage chunk out of it."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -34,6 +35,7 @@ class ChatScan:
         self._extra_seen = False
         self._closed_open = False
         self._id = ""
+        self._created = 0
         self.finished = False
         self.finish_reason = ""
         self.has_content = False
@@ -95,15 +97,26 @@ class ChatScan:
         done = b"" if self.finished and self.error else frame(_DONE)
         if self.error:
             return self._closing() + done
+        chunk = self._chunk([], error=error_object(code, message))
+        return self._closing() + chunk + done
+
+    def render_cut(self, usage: Mapping[str, int]) -> bytes:
+        last = self._chunk([{"index": 0, "delta": {}, "finish_reason": "length"}])
+        if not self._remove_usage:
+            last += self._chunk([], usage=classes.to_chat(usage))
+        return self._closing() + last + frame(_DONE)
+
+    def _chunk(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        """One chunk of ours, in the line of those relayed."""
         chunk = {
             "id": self._id,
             "object": "chat.completion.chunk",
-            "created": 0,
+            "created": self._created,
             "model": self.model,
-            "choices": [],
-            "error": error_object(code, message),
+            "choices": choices,
+            **more,
         }
-        return self._closing() + frame(msgspec.json.encode(chunk)) + done
+        return frame(msgspec.json.encode(chunk))
 
     def _closing(self) -> bytes:
         return b"" if self.at_boundary else self._events.closing()
@@ -133,7 +146,10 @@ class ChatScan:
 
     def _read(self, chunk: dict[str, Any]) -> None:
         self.model = self.model or text_of(chunk, "model")
-        self._id = self._id or text_of(chunk, "id")
+        if not self._id:
+            self._id = text_of(chunk, "id")
+            created = chunk.get("created")
+            self._created = created if type(created) is int else 0
         self.error = self.error or error_in(chunk.get("error"))
         for choice in children(chunk, "choices"):
             self.finish_reason = text_of(choice, "finish_reason") or self.finish_reason

@@ -17,6 +17,7 @@ class OutputMeter:
         self._kept: list[bytes] = []
         self._kept_bytes = 0
         self._total = 0
+        self._latest = b""
 
     def add(self, whole: bytes) -> None:
         """Whole events with LF line ends."""
@@ -31,8 +32,14 @@ class OutputMeter:
             self._measure()
         return self._total
 
+    @property
+    def recent(self) -> bytes:
+        """The events added last, as far as they are still here."""
+        return self._latest + b"".join(self._kept)
+
     def _measure(self) -> None:
         batch = b"".join(self._kept)
+        self._latest = self._kept[-1]
         for name, string in self._strings:
             # Most keys are absent, and a search costs a tenth of a match; rfind half of `in`.
             if batch.rfind(name) >= 0:

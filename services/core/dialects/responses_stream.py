@@ -1,6 +1,7 @@
 """The scan of a Responses stream."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final
 
 import msgspec
@@ -104,17 +105,29 @@ class ResponsesScan:
         if self.error:
             told = self.error[0] if self.error[0] in _KEPT_CODES else "server_error"
             message = self.error[1]
-        response = self._response or {
+        error = {"code": told, "message": message}
+        failed = self._so_far() | {"status": "failed", "error": error}
+        event = self._event("response.failed", self._sequence() + 1, failed)
+        return self._events.closing() + event
+
+    def render_cut(self, usage: Mapping[str, int]) -> bytes:
+        ended = self._so_far() | {
+            "status": "incomplete",
+            "incomplete_details": {"reason": "max_output_tokens"},
+            "usage": classes.to_responses(usage),
+        }
+        event = self._event("response.incomplete", self._sequence() + 1, ended)
+        return self._events.closing() + event
+
+    def _so_far(self) -> dict[str, Any]:
+        """The response object as the upstream last told it."""
+        return self._response or {
             "id": "resp_" + uuid7_hex(),
             "object": "response",
             "created_at": 0,
             "model": self.model,
             "output": [],
         }
-        error = {"code": told, "message": message}
-        failed = response | {"status": "failed", "error": error}
-        event = self._event("response.failed", self._sequence() + 1, failed)
-        return self._events.closing() + event
 
     def _may_matter(self, whole: bytes) -> bool:
         # bytes.rfind takes half the time of `in`.

@@ -13,11 +13,11 @@ from services.core.dialects.base import Dialect
 from services.core.errors import Refusal
 from services.core.holds import hold_bound
 from services.core.ids import uuid7_text
-from services.core.money import credits_up
 from services.core.outcomes import Ending
 from services.edge.attempts import ClientGone, Failure, cut_short
 from services.edge.authenticate import authenticate
 from services.edge.body import read_body
+from services.edge.elastic import ElasticHold
 from services.edge.exchange import Exchange
 from services.edge.headers import accounting, client_headers, downstream
 from services.edge.passthrough import StreamRelay
@@ -111,7 +111,7 @@ class TextResource:
         x.parsed = x.dialect.parse_request(x.body, x.headers)
         x.price = check_model(x.view.snapshot, x.view.index, x.key, x.parsed.model)
         channels = worker.upstreams.serving(x)
-        bound = hold_bound(
+        x.bound = hold_bound(
             x.view.prices.book,
             channels=[channel.name for channel in channels],
             priced_as=x.price.model,
@@ -120,9 +120,7 @@ class TextResource:
             max_output_tokens=x.parsed.max_output_tokens,
             n=x.parsed.n,
         )
-        hold_nano = bound.input_nano + bound.output_nano
-        x.estimate_credits = credits_up(hold_nano)
-        x.reservation = worker.leases.reserve(x.key, hold_nano)
+        x.reservation = worker.leases.reserve(x.key, *worker.holds.first_nano(x, x.bound))
         try:
             worker.recorder.request(x, x.reservation)
         except DiskFull as ex:
@@ -193,13 +191,15 @@ class TextResource:
                 raise _error_in_answer(probe.error)
         if not first:
             raise Failure(Code.UPSTREAM_EMPTY, "the upstream sent an empty stream")
+        scan = x.dialect.scan(x.parsed)
         resp.stream = StreamRelay(
             x,
             call,
-            x.dialect.scan(x.parsed),
+            scan,
             first,
             worker.recorder,
             worker.clock,
+            ElasticHold(x, scan, worker.leases),
             ping_s=worker.config.edge.ping_s,
             on_done=lambda: worker.finished(x),
         )
