@@ -1,8 +1,8 @@
 """Runs the parts of a one-machine installation as child processes.
 
 A part that dies is started again, later each time; all die with the supervisor, whatever kills it.
-Each part leads a process group of its own, so that Ctrl-C reaches the supervisor alone and the parts
-stop in order."""
+Each part leads a process group of its own, so that Ctrl-C reaches the supervisor alone and the
+parts stop in order."""
 
 import os
 import shutil
