@@ -26,6 +26,8 @@ COMMANDS: Final = {
     "sql": "sql:sql",
     "reconcile": "reconcile:reconcile",
     "replay": "replay:replay",
+    "dead": "dead:dead",
+    "incarnation": "incarnation:incarnation",
 }
 
 # What is no bug of ours, by name: importing all of it would make every command slow to start.
@@ -40,7 +42,9 @@ EXPECTED: Final = frozenset(
         "services.backends.query_client.QueryUnavailable",
         "services.backends.sql.catalog.AlreadyInCatalog",
         "services.backends.sql.catalog.NotInCatalog",
+        "services.backends.sql.dead_events.NoSuchDeadEvent",
         "services.backends.sql.engine.DatabaseUnavailable",
+        "services.backends.sql.incarnations.NoSuchIncarnation",
         "services.backends.sql.wallets.InsufficientFunds",
         "services.backends.sql.wallets.MovementConflict",
         "services.meter.sql_scope.SqlRefused",

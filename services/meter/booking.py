@@ -2,7 +2,8 @@
 
 A dead event is noted as applied too, so that a replay finds it and posts nothing. A dead `usage`
 is not counted in its lease: the lease then never completes, and the money that the request held
-stays leased until the event is fixed or dismissed. Any other dead event that can be read counts.
+stays leased until the event is replayed or dismissed (`dead_repair`). Any other dead event that
+can be read counts.
 """
 
 from collections.abc import Sequence
@@ -71,6 +72,21 @@ class Booking:
         self._settle_leases(connection, outcome)
         crash_point("ledger_settled")
         return outcome
+
+    def rebook(self, connection: Connection, entry: Entry, *, counted: bool) -> None:
+        """Books an event that was set aside before and is noted as applied. `counted`: its lease
+        has counted it then. Raises Refused, `entry.poison` telling why."""
+        outcome = Outcome([entry], [], 0, [False])
+        self._settle_requests(connection, outcome.booked)
+        self._store.add_postings(connection, _book_entries(outcome))
+        if isinstance(entry.event, IncarnationClosed):
+            self._budgets.finish_closing(connection, [entry.event.incarnation])
+        if not counted:
+            self._settle_leases(connection, outcome)
+
+    def book_late(self, connection: Connection, entry: Entry, poison: Poison) -> None:
+        """Posts an event that was set aside and whose lease is over: our loss."""
+        self._store.add_postings(connection, _book_entries(Outcome([], [(entry, poison)], 0, [])))
 
     def _take(self, connection: Connection, partition: int, entries: Sequence[Entry]) -> Outcome:
         """Sorts the entries into new, dead and seen before."""
@@ -170,7 +186,7 @@ def settlement_row(event: Usage | Error) -> ledger.SettlementRow:
 
 
 def _book_entries(outcome: Outcome) -> list[ledger.Entry]:
-    """The postings of what was booked, and of late usage: that is our loss, not the customer's."""
+    """The postings of what was booked, and of late ends: they are our loss, not the customer's."""
     entries = []
     for each in outcome.booked:
         assert each.event is not None
@@ -178,7 +194,7 @@ def _book_entries(outcome: Outcome) -> list[ledger.Entry]:
         if postings:
             entries.append(ledger.Entry(each.event_id, each.event.occurred_at, postings))
     for each, poison in outcome.dead:
-        if poison.reason is Reason.LATE and isinstance(each.event, Usage):
+        if poison.reason is Reason.LATE and isinstance(each.event, Usage | Error):
             postings = postings_for(each.event, customer_pays=False)
             entries.append(ledger.Entry(each.event_id, each.event.occurred_at, postings))
     return entries

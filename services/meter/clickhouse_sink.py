@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from schemas.events import TOPIC, Error, Usage
+from schemas.events import TOPIC, AnyEvent, Error, Usage
 from services.backends.bus.port import Bus, BusUnavailable, Message, OffsetOutOfRange
 from services.backends.clickhouse.client import ClickHouseUnavailable, QueryRefused
 from services.backends.clickhouse.rows import Place, Stored
@@ -165,15 +165,16 @@ def token(plan: Plan) -> str:
 
 
 def _rows(messages: Iterable[Message], dropped: frozenset[str]) -> list[Stored]:
-    """The terminal events of a range, each id once. What is no sound event is left to the ledger
-    sink, which keeps it as dead."""
+    """The terminal events of a range, each id once. What cannot be read is left to the ledger sink,
+    which keeps it as dead; what it refuses for another reason has a row all the same."""
     rows: list[Stored] = []
     seen = set(dropped)
     for message in messages:
+        event: AnyEvent | None
         try:
             event = read_event(message.value, message.timestamp_us)
-        except Poison:
-            continue
+        except Poison as ex:
+            event = ex.event
         if isinstance(event, Usage | Error) and event.event_id not in seen:
             seen.add(event.event_id)
             rows.append(Stored(event, Place(message.offset, message.timestamp_us)))

@@ -7,8 +7,9 @@ import msgspec
 
 from schemas.events import AnyEvent, Error, LeaseClosed, Request, Usage, WalletMovement
 from services.backends.bus.port import Message
+from services.backends.sql.outbox import NO_ACCOUNT
 from services.core.prices import PriceVersion
-from services.meter.dead import Poison, Reason, body_hash, event_id_of, read_event
+from services.meter.dead import UNREADABLE, Poison, Reason, body_hash, event_id_of, read_event
 from services.meter.rerate import Rerate
 
 _KNOWN_ACCOUNTS: Final = 100_000
@@ -58,7 +59,10 @@ class EntryReader:
             event = read_event(body, message.timestamp_us)
             self._check(event)
         except Poison as ex:
-            return Entry(message, event_id_of(body), hashed, event or ex.event, ex)
+            event = event or ex.event
+            if event is None:
+                ex = Poison(ex.reason, UNREADABLE + ex.detail)
+            return Entry(message, event_id_of(body), hashed, event, ex)
         return Entry(message, event.event_id, hashed, event, None)
 
     def _check(self, event: AnyEvent) -> None:
@@ -76,7 +80,8 @@ class EntryReader:
             self._check_account(event.account_id)
             _check_amount(abs(event.amount_nano), _MOVEMENT_MAX_NANO)
         elif isinstance(event, LeaseClosed):
-            self._check_account(event.account_id)
+            if event.account_id != NO_ACCOUNT:  # the reaper closes leases that no event named
+                self._check_account(event.account_id)
             _check_amount(event.events, _MAX_I64)
 
     def _check_request(self, event: Request | Usage | Error) -> None:
