@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "sql": "sql:sql",
     "reconcile": "reconcile:reconcile",
     "replay": "replay:replay",
+    "rebuild": "rebuild:rebuild",
     "dead": "dead:dead",
     "incarnation": "incarnation:incarnation",
 }

@@ -7,7 +7,7 @@ can be read counts.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from sqlalchemy import Connection
@@ -15,7 +15,7 @@ from sqlalchemy import Connection
 from schemas.events import Error, IncarnationClosed, LeaseClosed, Request, Usage
 from services.backends.lifecycle import crash_point
 from services.backends.sql import ledger
-from services.backends.sql.budgets import Budgets, Charge, LeaseEnd, SettleRefused
+from services.backends.sql.budgets import Charge, LeaseEnd, SettleRefused
 from services.backends.sql.ledger import LedgerStore, Taken
 from services.core.ledger import postings_for
 from services.meter.dead import Poison, Reason
@@ -35,6 +35,16 @@ class Refused(Exception):
     """Nothing may be stored: these entries are dead now; book the batch again."""
 
 
+class Leases(Protocol):
+    """What `Budgets` does in the ledger's transaction; a rebuild has no leases."""
+
+    def settle(
+        self, connection: Connection, charges: Sequence[Charge], closed: Sequence[LeaseEnd] = ()
+    ) -> None: ...
+
+    def finish_closing(self, connection: Connection, incarnation_ids: Sequence[str]) -> None: ...
+
+
 class Outcome(msgspec.Struct):
     """What a transaction did with its batch; `fates` in the order of the log, True: dead."""
 
@@ -47,7 +57,7 @@ class Outcome(msgspec.Struct):
 class Booking:
     """Composes the SQL stores. Keeps no state: a transaction may run more than once."""
 
-    def __init__(self, store: LedgerStore, budgets: Budgets, topic: str) -> None:
+    def __init__(self, store: LedgerStore, budgets: Leases, topic: str) -> None:
         self._store = store
         self._budgets = budgets
         self._topic = topic

@@ -46,6 +46,11 @@ class Plant:
         self.books.incarnation = name
         return Outbox.create(self.folder, name, self.config.outbox, SystemClock())
 
+    def reopen(self) -> None:
+        """A new worker, for the old one's leases are over."""
+        self.outbox.close()
+        self.outbox = self._worker()
+
     def write(self, events) -> None:
         for event in events:
             self.outbox.append_last(event)
@@ -59,7 +64,7 @@ class Plant:
         for thread in threads:
             thread.start()
         try:
-            yield
+            yield meter
         finally:
             stop.set()
             for thread in threads:

@@ -163,6 +163,23 @@ class Plans:
             },
         )
 
+    def reached(self, topic: str) -> dict[int, int]:
+        """The offset behind everything that may have been inserted, by partition: the end of an
+        open plan, else the position."""
+        position = select(sink_position.c.partition, sink_position.c.next_offset)
+        planned = select(sink_plan.c.partition, sink_plan.c.last_offset + 1).where(
+            sink_plan.c.topic == topic, sink_plan.c.state == "OPEN"
+        )
+
+        def fn(connection: Connection) -> dict[int, int]:
+            ends: dict[int, int] = {}
+            for query in (position.where(sink_position.c.topic == topic), planned):
+                for partition, end in connection.execute(query):
+                    ends[partition] = max(ends.get(partition, 0), end)
+            return ends
+
+        return read(self._engine, fn)
+
 
 def _forget(connection: Connection, topic: str, partition: int) -> None:
     """Deletes confirmed plans but the newest of the partition; at most 2 * KEPT remain of it."""
