@@ -26,6 +26,7 @@ COMMANDS: Final = {
     "sql": "sql:sql",
     "reconcile": "reconcile:reconcile",
     "replay": "replay:replay",
+    "statement": "statement:statement",
     "rebuild": "rebuild:rebuild",
     "dead": "dead:dead",
     "incarnation": "incarnation:incarnation",
