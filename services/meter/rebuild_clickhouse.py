@@ -1,9 +1,9 @@
 """The analytics tables once more, from the log, while readers and the sink go on.
 
-A second pair of tables is filled up to the end of the log, that is ahead of the sink, and then
-exchanged with the pair in use. What the sink inserted into the old pair around that instant lies
-between where the fill ended and where the sink's plans end now: that range is filled again, and
-rows that come twice meet under one sort key.
+A second pair of tables is filled up to the end of the log. Then, for the milliseconds in which the
+sink is kept from planning, the newest rows are copied over and the pairs are exchanged: a reader
+finds every row before and after. What the sink has inserted since the fill ended is filled from
+the log as well, for the old pair may have been wrong; rows that come twice meet under one sort key.
 """
 
 from itertools import islice
@@ -20,8 +20,9 @@ from services.core.ids import uuid7_hex
 from services.meter.clickhouse_sink import terminal_rows
 
 _BATCH: Final = 5_000
-_CLOSE_EVENTS: Final = 2_000  # so few are read within the time that the sink waits for company
+_CLOSE_EVENTS: Final = 10_000  # so few rows are copied in milliseconds
 _ROUNDS: Final = 50
+_OPEN_PLAN_S: Final = 15.0
 
 
 class Totals(msgspec.Struct):
@@ -76,8 +77,7 @@ class ClickHouseRebuild:
             p: min(end, self._plans.positions(self._topic).get(p, 0))
             for p, end in self._filled.items()
         }
-        self._next.exchange()
-        self.exchanged = True
+        self._plans.hold(self._topic, self._exchange, _OPEN_PLAN_S)
         for partition, end in self._plans.reached(self._topic).items():
             self._fill(self._store, partition, end)
         old, new = Totals(), Totals()
@@ -86,6 +86,12 @@ class ClickHouseRebuild:
             new.add(self._store.totals(self._topic, partition, end))
         self._next.drop()
         return Rebuilt(self.events, old, new)
+
+    def _exchange(self) -> None:
+        for partition, first in self._filled.items():
+            self._next.keep_from(self._topic, partition, first)
+        self._next.exchange()
+        self.exchanged = True
 
     def _fill_to_the_end(self) -> int:
         """How many events of the log were read."""

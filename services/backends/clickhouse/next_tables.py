@@ -26,11 +26,17 @@ class NextTables:
 
     def keep_before(self, topic: str, partition: int, first_offset: int) -> None:
         """Takes over the rows that the log has lost already."""
+        self._copy(topic, partition, f"log_offset < {int(first_offset)}")
+
+    def keep_from(self, topic: str, partition: int, first_offset: int) -> None:
+        """Takes over the newest rows, which the fill has not reached."""
+        self._copy(topic, partition, f"log_offset >= {int(first_offset)}")
+
+    def _copy(self, topic: str, partition: int, which: str) -> None:
         for table in _TABLES:
             self._clickhouse.command(
                 f"INSERT INTO {table}{SUFFIX} SELECT * FROM {table} FINAL "  # noqa: S608
-                f"WHERE log_topic = '{topic}' AND log_partition = {int(partition)} "
-                f"AND log_offset < {int(first_offset)}"
+                f"WHERE log_topic = '{topic}' AND log_partition = {int(partition)} AND {which}"
             )
 
     def exchange(self) -> None:
