@@ -47,9 +47,12 @@ class Statement(NamedTuple):
 
 def month(period: str) -> tuple[int, int]:
     """First microsecond of `YYYY-MM` in UTC and of the month after it. Raises ValueError."""
-    if len(period) != 7:
-        raise ValueError(f"a period is YYYY-MM, not {period!r}")
-    first = datetime.strptime(period, "%Y-%m").replace(tzinfo=UTC)
+    try:
+        first = datetime.strptime(period, "%Y-%m").replace(tzinfo=UTC)
+        if len(period) != 7:
+            raise ValueError("without a leading zero")
+    except ValueError as ex:
+        raise ValueError(f"a period is YYYY-MM, not {period!r}") from ex
     following = first.replace(year=first.year + first.month // 12, month=first.month % 12 + 1)
     return int(first.timestamp()) * 1_000_000, int(following.timestamp()) * 1_000_000
 

@@ -25,7 +25,7 @@ def test_months():
     assert UNTIL - SINCE == 28 * 86_400 * 1_000_000
     assert month("2026-12")[1] == month("2027-01")[0]
     for wrong in ("2026", "2026-13", "2026-1", "02-2026", "2026-02-01", ""):
-        with pytest.raises(ValueError, match=r"YYYY-MM|%Y-%m"):
+        with pytest.raises(ValueError, match="YYYY-MM"):
             month(wrong)
 
 
