@@ -22,6 +22,7 @@ from services.backends.outbox_layout import (
     sync_path,
 )
 
+CLOSED_KEPT: Final = 10_000  # far more than the books lag behind one worker
 _APPEND: Final = "INSERT INTO event VALUES (?,?,?,?,?,?,?,?)"
 
 
@@ -33,11 +34,13 @@ class Lease(msgspec.Struct):
 
 class OpenWork(msgspec.Struct):
     """What the rows seen so far have begun and not ended: requests without a terminal (their
-    `request` bodies) and leases without `lease_closed`. `seq` is the last row seen."""
+    `request` bodies) and leases without `lease_closed`. `closed`: the last leases with one, which
+    the books may not have applied yet. `seq` is the last row seen."""
 
     seq: int = 0
     requests: dict[str, msgspec.Raw] = {}
     leases: dict[str, Lease] = {}
+    closed: list[str] = []
 
     def touch(self, lease_id: str, account_id: str) -> None:
         """Knows the lease from now on, with no event if no row named it."""
@@ -61,6 +64,9 @@ class OpenWork(msgspec.Struct):
             self.requests.pop(row.request_id, None)
         if row.kind == "lease_closed":
             self.leases.pop(row.lease_id, None)
+            self.closed.append(row.lease_id)
+            if len(self.closed) > 2 * CLOSED_KEPT:
+                del self.closed[:CLOSED_KEPT]
         elif row.lease_id:
             lease = self.leases.get(row.lease_id)
             if lease is None:

@@ -29,6 +29,8 @@ COMMANDS: Final = {
     "statement": "statement:statement",
     "receipt": "receipt:receipt",
     "rebuild": "rebuild:rebuild",
+    "backup": "backup:backup",
+    "restore": "backup:restore",
     "dead": "dead:dead",
     "incarnation": "incarnation:incarnation",
 }

@@ -96,7 +96,7 @@ class Reaper:
         for request in sealed.open_requests():
             events.append(self._abandoned(request, sealed.work, now_us))
         ended = len(events)
-        for lease_id in leases:
+        for lease_id in set(leases).difference(sealed.work.closed):
             sealed.work.touch(lease_id, _NO_ACCOUNT)
         for lease_id, lease in sealed.work.leases.items():
             events.append(

@@ -88,8 +88,8 @@ class ClickHouseRebuild:
         return Rebuilt(self.events, old, new)
 
     def _exchange(self) -> None:
-        for partition, first in self._filled.items():
-            self._next.keep_from(self._topic, partition, first)
+        for partition, end in self._plans.reached(self._topic).items():
+            self._next.keep_between(self._topic, partition, self._filled.get(partition, 0), end)
         self._next.exchange()
         self.exchanged = True
 

@@ -19,7 +19,7 @@ from services.meter.dead_repair import AlreadyClosed, DeadRepair, StillDead
 from tests.parts.books import MODEL, USD, Books, now_us, record, records
 from tests.parts.postgres import database_url  # noqa: F401
 
-pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant"]
+pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant_fixture"]
 
 
 @pytest.fixture

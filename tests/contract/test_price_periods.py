@@ -13,7 +13,7 @@ from services.meter.replay import replay
 from services.meter.settled_events import settled_events
 from tests.parts.books import MODEL, USD, now_us
 
-pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant"]
+pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant_fixture"]
 
 FILE = f"""
 vendor = "anthropic"

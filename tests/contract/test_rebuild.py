@@ -26,7 +26,7 @@ from services.meter.replay import replay
 from tests.parts.books import USD
 from tests.parts.postgres import drop_database, postgres_url
 
-pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant"]
+pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant_fixture"]
 
 LEDGER = ("balances", "applied", "settlements", "postings", "dead")
 

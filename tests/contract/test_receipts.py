@@ -19,7 +19,7 @@ from services.meter.query_server import QueryServer
 from services.meter.receipts import NoReceipt, Receipts
 from tests.parts.books import USD
 
-pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant"]
+pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant_fixture"]
 
 
 @pytest.fixture

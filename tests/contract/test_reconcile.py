@@ -17,7 +17,7 @@ from services.meter.replay import replay
 from tests.parts.books import USD, record, records
 from tests.parts.plant import EMBEDDED
 
-pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant"]
+pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant_fixture"]
 
 TOLLGATE = Path(sys.executable).parent / "tollgate"
 

@@ -1,6 +1,5 @@
 """An installation whose roles run in threads of the test: on the embedded parts, and on Kafka,
-PostgreSQL and ClickHouse over HTTP. A test file takes the fixture with
-`pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant"]`."""
+PostgreSQL and ClickHouse over HTTP."""
 
 import contextlib
 import threading
@@ -14,8 +13,6 @@ from schemas.events import TOPIC
 from services.backends.clickhouse.client import ClickHouse
 from services.backends.clock import SystemClock
 from services.backends.outbox import Outbox
-from services.backends.settings import load
-from services.backends.sql import migrate
 from services.backends.sql.books_audit import BooksAudit
 from services.backends.sql.engine import write
 from services.backends.sql.plans import Plans
@@ -25,7 +22,6 @@ from services.meter.reconcile import reconcile
 from services.meter.reconcile_wait import NotCaughtUp, Waiter
 from tests.parts.books import Books
 from tests.parts.kafka import kafka_broker  # noqa: F401
-from tests.parts.postgres import drop_database, postgres_url
 
 
 class Plant:
@@ -116,37 +112,3 @@ SERVED = pytest.param(
     id="served",
     marks=[pytest.mark.part(name) for name in ("kafka", "postgres", "clickhouse-http")],
 )
-
-
-def _config(request, tmp_path, database_name) -> schema.Config:
-    common = {"data_dir": str(tmp_path), "clickhouse__database": database_name}
-    if request.param == "embedded":
-        folder = request.getfixturevalue("chdb_folder")
-        url = f"sqlite:///{tmp_path / 'tollgate.db'}"
-        migrate.upgrade(url)
-        dsn = f"chdb:///{folder}/engine"
-        return load(None, {}, database__url=url, clickhouse__dsn=dsn, bus__partitions=3, **common)
-    broker = request.getfixturevalue("kafka_broker")
-    front = request.getfixturevalue("shared_front")
-    bus = broker.bus_config()
-    return load(
-        None,
-        {},
-        database__url=postgres_url(),
-        clickhouse__dsn=front.url,
-        bus__kind="kafka",
-        bus__bootstrap=bus.bootstrap,
-        bus__topic_prefix=bus.topic_prefix,
-        bus__partitions=3,
-        **common,
-    )
-
-
-@pytest.fixture(params=[EMBEDDED, SERVED])
-def plant(request, tmp_path, database_name):
-    config = _config(request, tmp_path, database_name)
-    made = Plant(config)
-    yield made
-    made.close()
-    if request.param == "served":
-        drop_database(config.database.url)

@@ -28,9 +28,9 @@ class NextTables:
         """Takes over the rows that the log has lost already."""
         self._copy(topic, partition, f"log_offset < {int(first_offset)}")
 
-    def keep_from(self, topic: str, partition: int, first_offset: int) -> None:
-        """Takes over the newest rows, which the fill has not reached."""
-        self._copy(topic, partition, f"log_offset >= {int(first_offset)}")
+    def keep_between(self, topic: str, partition: int, first: int, end: int) -> None:
+        """Takes over the newest rows, `first` <= offset < `end`, which the fill has not reached."""
+        self._copy(topic, partition, f"log_offset >= {int(first)} AND log_offset < {int(end)}")
 
     def _copy(self, topic: str, partition: int, which: str) -> None:
         for table in _TABLES:
