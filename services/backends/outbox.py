@@ -20,12 +20,13 @@ import os
 import sqlite3
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from schemas import config as schema
 from schemas.events import AnyEvent, IncarnationClosed, encode
+from services.backends.ballast import Ballast
 from services.backends.clock import Clock
 from services.backends.lifecycle import crash_point
 from services.backends.outbox_layout import (
@@ -41,6 +42,7 @@ from services.backends.outbox_layout import (
 _APPEND: Final = "INSERT INTO event SELECT ?,?,?,?,?,?,?,? FROM meta WHERE sealed = 0"
 _ROTATE_CHECK_ROWS: Final = 64  # between two looks at the file's size
 _SPACE_CHECK_S: Final = 1.0
+_SMALL_FILE: Final = 64 * 1024  # not worth rotating, whatever the need
 
 
 class DiskFull(Exception):
@@ -88,7 +90,8 @@ class Outbox:
         self._seq = 0
         self._failed = ""
         self._over_limit = False
-        self._ballast_held = False
+        self._full = False  # the last append found no space
+        self._ballast = Ballast(ballast_path(folder, incarnation), settings.ballast_bytes)
         self._space_checked_s = 0.0
         self._sync_fd = os.open(
             sync_path(folder, incarnation), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640
@@ -97,7 +100,8 @@ class Outbox:
         self._spare: _File | None = None
         self._file = _File(folder, incarnation, 1, settings.sync)
         self._start_file(self._file)
-        self._reserve_ballast()
+        if not self._ballast.reserve():
+            raise OSError(errno.ENOSPC, "no space for the ballast")
         self._publish(0)
         fsync_folder(folder)
 
@@ -142,15 +146,18 @@ class Outbox:
         try:
             self.append_group((event,))
         except DiskFull:
-            if not self._ballast_held:
+            if not self._ballast.drop():
                 raise
-            self._ballast_held = False
-            os.unlink(ballast_path(self._folder, self.incarnation))
             self.append_group((event,))
 
     def require_space(self) -> None:
-        """Raises `DiskFull` while no new request may be admitted."""
-        if self._over_limit or not self._ballast_held:
+        """Raises `DiskFull` while no new request may be admitted, `OutboxFailed`."""
+        if self._failed:
+            raise OutboxFailed(self._failed)
+        if self._full or self._over_limit or not self._ballast.held:
+            # A file can be shipped and removed only once another takes its place.
+            self._rotate_if_due(min(_SMALL_FILE, self._settings.rotate_bytes))
+        if self._over_limit or not self._ballast.held:
             raise DiskFull("the outbox is full" if self._over_limit else "the ballast is in use")
 
     def append_group(self, events: Sequence[AnyEvent]) -> None:
@@ -168,7 +175,7 @@ class Outbox:
         self._seq += len(rows)
         crash_point("outbox.after_append")
         if first // _ROTATE_CHECK_ROWS != (self._seq + 1) // _ROTATE_CHECK_ROWS:
-            self._rotate_if_due()
+            self._rotate_if_due(self._settings.rotate_bytes)
 
     def _row(self, event: AnyEvent, seq: int) -> tuple[Any, ...]:
         event.incarnation = self.incarnation
@@ -193,12 +200,13 @@ class Outbox:
             named = _named(error)
             if isinstance(named, OutboxFailed):
                 self._failed = str(error)
+            self._full = isinstance(named, DiskFull)
             if connection.in_transaction:
                 connection.rollback()
             raise named from error
 
-    def _rotate_if_due(self) -> None:
-        if os.fstat(self._file.wal_fd).st_size < self._settings.rotate_bytes:
+    def _rotate_if_due(self, size: int) -> None:
+        if os.fstat(self._file.wal_fd).st_size < size:
             return
         spare = self._spare
         if spare is None:
@@ -234,31 +242,41 @@ class Outbox:
             self._failed = f"fsync: {error}"
             raise OutboxFailed(self._failed) from error
         for _ in range(retired):
-            self._retire(self._retired.popleft())
+            if not self._with_room(lambda: self._finish(self._retired[0])):
+                break  # the next call tries again
+            self._retired.popleft().close()
         self._keep_spare()
         self._watch_space()
 
     def _publish(self, seq: int) -> None:
         os.pwrite(self._sync_fd, seq.to_bytes(8, "little"), 0)
 
-    def _retire(self, file: _File) -> None:
+    def _with_room(self, step: Callable[[], None]) -> bool:
+        """Does what frees space in the end, with the ballast's space when there is no other."""
         try:
-            file.connection.execute("UPDATE meta SET finished = 1")
-        except sqlite3.OperationalError:
-            pass  # disk full; the seal at the end of this incarnation finishes the file
-        file.close()
+            step()
+            return True
+        except (sqlite3.OperationalError, OSError):
+            if not self._ballast.drop():
+                return False
+        try:
+            step()
+            return True
+        except (sqlite3.OperationalError, OSError):
+            return False
+
+    def _finish(self, file: _File) -> None:
+        file.connection.execute("UPDATE meta SET finished = 1")
 
     def _keep_spare(self) -> None:
-        current = self._file
-        if self._spare is not None or self._over_limit:
-            return
-        if os.fstat(current.wal_fd).st_size * 2 < self._settings.rotate_bytes:
-            return
-        try:
-            spare = _File(self._folder, self.incarnation, current.number + 1, self._settings.sync)
-            fsync_folder(self._folder)
-        except (sqlite3.Error, OSError):
-            return  # disk full: the present file grows on, the next call tries again
+        half_full = os.fstat(self._file.wal_fd).st_size * 2 >= self._settings.rotate_bytes
+        if self._spare is None and (half_full or self._full or not self._ballast.held):
+            self._with_room(self._make_spare)
+
+    def _make_spare(self) -> None:
+        number = self._file.number + 1
+        spare = _File(self._folder, self.incarnation, number, self._settings.sync)
+        fsync_folder(self._folder)
         self._spare = spare
 
     def _watch_space(self) -> None:
@@ -269,23 +287,8 @@ class Outbox:
         with os.scandir(self._folder) as entries:
             used = sum(_size(entry) for entry in entries if not entry.name.endswith(".ballast"))
         self._over_limit = used > self._settings.max_bytes
-        if not self._ballast_held:
-            try:
-                self._reserve_ballast()
-            except OSError:
-                pass  # still full: `append` keeps refusing
-
-    def _reserve_ballast(self) -> None:
-        path = ballast_path(self._folder, self.incarnation)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            os.posix_fallocate(fd, 0, self._settings.ballast_bytes)
-        except OSError:
-            os.unlink(path)
-            raise
-        finally:
-            os.close(fd)
-        self._ballast_held = True
+        if not self._ballast.held and self._ballast.reserve():
+            self._full = False
 
     def close(self) -> None:
         """Ends the incarnation: nothing follows. Blocks for fsyncs. No thread may be in `sync`, and
@@ -308,7 +311,7 @@ class Outbox:
         self._file.close()
         self._failed = "closed"
         os.close(self._sync_fd)
-        ballast_path(self._folder, self.incarnation).unlink(missing_ok=True)
+        self._ballast.drop()
         os.close(self._lock_fd)
 
 

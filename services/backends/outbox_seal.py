@@ -22,7 +22,7 @@ from services.backends.outbox_layout import (
     sync_path,
 )
 
-CLOSED_KEPT: Final = 10_000  # far more than the books lag behind one worker
+_CLOSED_KEPT: Final = 10_000  # more than the ledger can be behind
 _APPEND: Final = "INSERT INTO event VALUES (?,?,?,?,?,?,?,?)"
 
 
@@ -34,22 +34,24 @@ class Lease(msgspec.Struct):
 
 class OpenWork(msgspec.Struct):
     """What the rows seen so far have begun and not ended: requests without a terminal (their
-    `request` bodies) and leases without `lease_closed`. `closed`: the last leases with one, which
-    the books may not have applied yet. `seq` is the last row seen."""
+    `request` bodies) and leases without `lease_closed`. `seq` is the last row seen."""
 
     seq: int = 0
     requests: dict[str, msgspec.Raw] = {}
     leases: dict[str, Lease] = {}
-    closed: list[str] = []
+    closed: dict[str, None] = {}  # the latest leases that had their `lease_closed`
 
-    def touch(self, lease_id: str, account_id: str) -> None:
-        """Knows the lease from now on, with no event if no row named it."""
-        self.leases.setdefault(lease_id, Lease(account_id, "", 0))
+    def touch(self, lease_id: str, account_id: str, key_id: str) -> None:
+        """Knows the lease from now on, with no event if no row named it; not if it was closed."""
+        if lease_id not in self.closed:
+            self.leases.setdefault(lease_id, Lease(account_id, key_id, 0))
 
-    def next_lease_seq(self, lease_id: str, account_id: str) -> int:
-        """Gives the next number of the lease."""
-        self.touch(lease_id, account_id)
-        lease = self.leases[lease_id]
+    def next_lease_seq(self, request: Request) -> int:
+        """Gives the next number of the request's lease; 0 when it has none."""
+        if not request.lease_id:
+            return 0
+        owner = Lease(request.account_id, request.key_id, 0)
+        lease = self.leases.setdefault(request.lease_id, owner)
         lease.events += 1
         return lease.events
 
@@ -64,9 +66,9 @@ class OpenWork(msgspec.Struct):
             self.requests.pop(row.request_id, None)
         if row.kind == "lease_closed":
             self.leases.pop(row.lease_id, None)
-            self.closed.append(row.lease_id)
-            if len(self.closed) > 2 * CLOSED_KEPT:
-                del self.closed[:CLOSED_KEPT]
+            self.closed[row.lease_id] = None
+            if len(self.closed) > _CLOSED_KEPT:
+                del self.closed[next(iter(self.closed))]
         elif row.lease_id:
             lease = self.leases.get(row.lease_id)
             if lease is None:

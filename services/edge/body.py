@@ -4,6 +4,8 @@ import socket
 import zlib
 from typing import Any, Final
 
+from gunicorn.http.errors import NoMoreData, ParseException
+
 from schemas.errors import Code
 from services.core.errors import InvalidRequest, Refusal
 
@@ -29,6 +31,10 @@ def read_body(environ: dict[str, Any], max_bytes: int, timeout_s: float) -> byte
             body = _until_end(environ["wsgi.input"], max_bytes)
     except TimeoutError as ex:
         raise InvalidRequest("the request body did not arrive in time") from ex
+    except ParseException as ex:
+        raise InvalidRequest("the request body is not valid chunked coding") from ex
+    except NoMoreData as ex:
+        raise InvalidRequest("the request body ended early") from ex
     finally:
         if sock is not None:
             sock.settimeout(None)

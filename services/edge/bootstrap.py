@@ -23,6 +23,7 @@ from services.backends.sql.engine import open_engine
 from services.edge.app import PathPrefix, create_routes
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
+from services.edge.journal import Journal
 from services.edge.leases import LeaseBook
 from services.edge.record import Recorder, new_incarnation
 from services.edge.snapshot import Snapshots
@@ -98,7 +99,7 @@ def create_app(config: Config) -> EdgeApp:
     budgets.open_incarnation(incarnation, "edge", socket.gethostname())
     outbox = Outbox.create(under(config, config.outbox.path), incarnation, config.outbox, clock)
     counters = Counters()
-    recorder = Recorder(outbox, clock, counters)
+    recorder = Recorder(Journal(outbox), clock, counters)
     leases = LeaseBook(
         budgets,
         incarnation,

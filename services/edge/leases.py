@@ -49,6 +49,7 @@ class Lease:
         "account_id",
         "amount_nano",
         "closed",
+        "events",
         "factor",
         "give_no",
         "giving_nano",
@@ -72,7 +73,8 @@ class Lease:
         self.amount_nano = 0
         self.spent_nano = 0
         self.reserved_nano = 0
-        self.seq = 0
+        self.seq = 0  # the last lease_seq that was handed out
+        self.events = 0  # how many of them were written
         self.grant_no = 0
         self.give_no = 0
         self.giving_nano = 0
@@ -83,6 +85,11 @@ class Lease:
         self.lock = BoundedSemaphore(1)
         self.reported = (0, 0)
         self.closed = False
+
+    def next_seq(self) -> int:
+        """The lease_seq of the next event."""
+        self.seq += 1
+        return self.seq
 
     @property
     def free_nano(self) -> int:

@@ -1,7 +1,7 @@
 """Writes a request's events and moves its money: the hold in, the charge and the rest out.
 
 Order, so that a kill at any point bills nothing wrong: `request` durable, upstream call, terminal
-durable, last bytes to the client. Nothing here yields between a sequence number and its append."""
+durable, last bytes to the client."""
 
 import re
 from collections import OrderedDict
@@ -9,18 +9,21 @@ from typing import Any, Final
 
 import msgspec
 
-from schemas.errors import Code, Stage
+from schemas.errors import Code, Outcome, Stage
 from schemas.events import Error, LeaseClosed, Request, Usage
+from services.backends import telemetry
 from services.backends.clock import Clock
 from services.backends.lifecycle import crash_point
-from services.backends.outbox import Outbox
 from services.core.errors import Refusal
 from services.core.ids import new_id
 from services.core.outcomes import PPM, Ending, Verdict, judge, refused
-from services.core.rating import Rated, rate
+from services.core.rating import Rated, Unpriced, rate
 from services.edge.counters import Counters
 from services.edge.exchange import Exchange
+from services.edge.journal import Journal
 from services.edge.leases import Lease, LeaseBook, Reservation
+
+log = telemetry.get_logger()
 
 SOURCE: Final = "edge"
 SESSIONS_MAX: Final = 10_000
@@ -29,10 +32,10 @@ _INPUT_CLASSES: Final = ("input", "cache_read", "cache_write_5m", "cache_write_1
 
 
 class Recorder:
-    """One per worker, over its outbox and leases."""
+    """One per worker, over its journal and leases."""
 
-    def __init__(self, outbox: Outbox, clock: Clock, counters: Counters) -> None:
-        self._outbox = outbox
+    def __init__(self, journal: Journal, clock: Clock, counters: Counters) -> None:
+        self._journal = journal
         self._clock = clock
         self._counters = counters
         self.leases: LeaseBook | None = None
@@ -54,7 +57,7 @@ class Recorder:
             source=SOURCE,
             request_id=x.request_id,
             lease_id=lease.id,
-            lease_seq=lease.seq + 1,
+            lease_seq=lease.next_seq(),
             dialect=x.dialect.name,
             path=storable(x.path[:1024]),
             model=storable(x.parsed.model),
@@ -69,8 +72,8 @@ class Recorder:
             body_bytes=len(x.body),
         )
         crash_point("edge.before_request")
-        self._outbox.append(event)
-        lease.seq += 1
+        self._journal.append(event)
+        lease.events += 1
         x.requested = True
         crash_point("edge.after_request")
 
@@ -88,6 +91,11 @@ class Recorder:
         assert self.leases is not None
         verdict = self._judged(x, ending, code)
         rated = self._rated(x, verdict)
+        if verdict.billed and rated is None:  # never free by a guess, never billed by one: ours
+            log.error("usage_without_price", request_id=x.request_id, usage=verdict.usage)
+            verdict = Verdict(
+                outcome=Outcome.FAILED, code=Code.MODEL_WITHOUT_PRICE, stage=Stage.GATEWAY
+            )
         charged_nano = 0
         if verdict.billed:
             assert rated is not None
@@ -96,11 +104,11 @@ class Recorder:
                 charged_nano = self.leases.charge(x.reservation, rated.cost_nano)
         if x.terminated:  # charge() may wait; another path may have ended it meanwhile
             return None
+        x.terminated = True  # before the append, which waits: nobody else may end it meanwhile
         event = self._terminal(x, verdict, rated, charged_nano, status, message)
         crash_point("edge.before_terminal")
-        self._outbox.append_last(event)
-        x.reservation.lease.seq += 1
-        x.terminated = True
+        self._journal.append_last(event)
+        x.reservation.lease.events += 1
         crash_point("edge.after_terminal")
         self.leases.settle(x.reservation, charged_nano)
         self._count(x, event)
@@ -144,11 +152,11 @@ class Recorder:
         if x.key is None or x.requested:
             return
         verdict = refused(refusal.code)
-        self._outbox.append(self._terminal(x, verdict, None, 0, status, refusal.message))
+        self._journal.append(self._terminal(x, verdict, None, 0, status, refusal.message))
 
     def lease_closed(self, lease: Lease) -> None:
         """No event of the lease follows."""
-        self._outbox.append_last(
+        self._journal.append_last(
             LeaseClosed(
                 event_id=f"{lease.id}:lease_closed",
                 account_id=lease.account_id,
@@ -156,7 +164,7 @@ class Recorder:
                 occurred_at=self._clock.now_us(),
                 source=SOURCE,
                 lease_id=lease.id,
-                events=lease.seq,
+                events=lease.events,
             )
         )
 
@@ -177,13 +185,16 @@ class Recorder:
         usage = verdict.usage if verdict.billed else (x.answer.usage if x.answer else None)
         if not usage or x.view is None or x.price is None or x.key is None:
             return None
-        return rate(
-            x.view.prices.book,
-            channel=x.channel.name if x.channel else "",
-            priced_as=x.price.model,
-            group=x.key.group,
-            usage=usage,
-        )
+        try:
+            return rate(
+                x.view.prices.book,
+                channel=x.channel.name if x.channel else "",
+                priced_as=x.price.model,
+                group=x.key.group,
+                usage=usage,
+            )
+        except Unpriced:
+            return None
 
     def _terminal(
         self,
@@ -204,7 +215,7 @@ class Recorder:
             "source": SOURCE,
             "request_id": x.request_id,
             "lease_id": lease.id if lease else "",
-            "lease_seq": lease.seq + 1 if lease else 0,
+            "lease_seq": lease.next_seq() if lease else 0,
             "status": status,
             "outcome": verdict.outcome,
             "dialect": x.dialect.name,

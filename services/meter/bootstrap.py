@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from sqlalchemy import Engine
 
 from schemas.config import Config
+from schemas.events import TOPIC
 from services.backends import settings
 from services.backends.bus.port import Bus, BusUnavailable
 from services.backends.clock import SystemClock
@@ -19,6 +20,7 @@ from services.backends.sql.accounts import Accounts
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog, NotInCatalog
 from services.backends.sql.engine import open_engine
+from services.backends.sql.ledger import LedgerStore
 from services.backends.sql.outbox import SqlOutbox
 from services.backends.sql.plans import Plans
 from services.backends.telemetry import get_logger
@@ -26,6 +28,7 @@ from services.core.prices import PriceVersion
 from services.meter.consumer import Consumer
 from services.meter.dead import Limits
 from services.meter.entries import EntryReader
+from services.meter.lag import Lag
 from services.meter.ledger_sink import LedgerSink
 from services.meter.live import Live
 from services.meter.relay import Relay
@@ -89,6 +92,10 @@ class Meter:
             self._add_ledger(live)
         if "clickhouse" in roles:
             self.loops["clickhouse"] = self._clickhouse
+            plans = Plans(self._engine)
+            self.loops["clickhouse-lag"] = Lag(
+                self._bus, "tollgate_clickhouse_lag_events", lambda: plans.positions(TOPIC)
+            ).run
         if "query" in roles:
             self.loops["query"] = self._query
 
@@ -133,6 +140,7 @@ class Meter:
             accounts = Accounts(self._engine)
             lines = Live(accounts.balance)
             self.loops["live"] = lines.run
+        store = LedgerStore(self._engine)
         sink = LedgerSink(
             self._engine,
             entry_reader(self._engine, self._config),
@@ -147,6 +155,11 @@ class Meter:
             beat=self._beat("ledger"),
         )
         self.loops["ledger"] = self._with_topics(consumer.run)
+        self.loops["ledger-lag"] = Lag(
+            self._bus,
+            "tollgate_ledger_lag_events",
+            lambda: {p: at.next_offset for p, at in store.positions(TOPIC).items()},
+        ).run
 
     def _clickhouse(self, stop: threading.Event) -> None:
         from services.meter.clickhouse_sink import ClickHouseSink

@@ -222,7 +222,7 @@ class Consumer:
                 self._log.warning(
                     "batch_postponed", partition=partition, failures=buffer.failures, error=str(ex)
                 )
-                continue
+                return  # such a wait may be long: poll before the next partition meets it too
             except NotOwner as ex:
                 self._log.warning("partition_has_another_owner", partition=partition, why=str(ex))
                 self._drop(partition)

@@ -7,7 +7,6 @@ import msgspec
 
 from schemas.events import AnyEvent, Error, LeaseClosed, Request, Usage, WalletMovement
 from services.backends.bus.port import Message
-from services.backends.sql.outbox import NO_ACCOUNT
 from services.core.prices import PriceVersion
 from services.meter.dead import UNREADABLE, Poison, Reason, body_hash, event_id_of, read_event
 from services.meter.rerate import Rerate
@@ -80,8 +79,7 @@ class EntryReader:
             self._check_account(event.account_id)
             _check_amount(abs(event.amount_nano), _MOVEMENT_MAX_NANO)
         elif isinstance(event, LeaseClosed):
-            if event.account_id != NO_ACCOUNT:  # the reaper closes leases that no event named
-                self._check_account(event.account_id)
+            self._check_account(event.account_id)
             _check_amount(event.events, _MAX_I64)
 
     def _check_request(self, event: Request | Usage | Error) -> None:

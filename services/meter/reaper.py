@@ -29,6 +29,9 @@ class Budgets(Protocol):
         """From now on no grant reaches the incarnation; its open leases. Repeating is harmless.
         Raises `DatabaseUnavailable`."""
 
+    def lease_owners(self, incarnation: str) -> dict[str, tuple[str, str]]:
+        """(account id, key id) of its open leases. Raises `DatabaseUnavailable`."""
+
 
 class Reaper:
     """`carried(incarnation)` tells what rows of files already removed left open. `removal` is
@@ -87,6 +90,7 @@ class Reaper:
     def _end(self, sealed: SealedOutbox) -> int:
         """After the seal, so that neither an event nor a grant comes in between."""
         leases = self._budgets.start_closing(sealed.incarnation)
+        owners = self._budgets.lease_owners(sealed.incarnation)
         crash_point("reaper.after_closing")
         if sealed.lost:
             metric("tollgate_outbox_errors_total").labels(reason="lost").inc(sealed.lost)
@@ -96,8 +100,9 @@ class Reaper:
         for request in sealed.open_requests():
             events.append(self._abandoned(request, sealed.work, now_us))
         ended = len(events)
-        for lease_id in set(leases).difference(sealed.work.closed):
-            sealed.work.touch(lease_id, _NO_ACCOUNT)
+        for lease_id in leases:  # no row names these, or the ledger has not come to their end
+            if lease_id in owners:
+                sealed.work.touch(lease_id, *owners[lease_id])
         for lease_id, lease in sealed.work.leases.items():
             events.append(
                 LeaseClosed(
@@ -130,9 +135,6 @@ class Reaper:
 
     def _abandoned(self, request: Request, work: OpenWork, now_us: int) -> Error:
         """The free terminal of a request whose worker died: what the request said, cost nothing."""
-        lease_seq = 0
-        if request.lease_id:
-            lease_seq = work.next_lease_seq(request.lease_id, request.account_id)
         return Error(
             event_id=f"{request.request_id}:error",
             account_id=request.account_id,
@@ -141,7 +143,7 @@ class Reaper:
             source=SOURCE,
             request_id=request.request_id,
             lease_id=request.lease_id,
-            lease_seq=lease_seq,
+            lease_seq=work.next_lease_seq(request),
             status=SHAPES[Code.ABANDONED].status,
             outcome=Outcome.ABANDONED,
             code=Code.ABANDONED,

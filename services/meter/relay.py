@@ -29,14 +29,14 @@ from services.meter.reaper import Budgets
 from services.meter.relay_send import dead_row, facts_of, send_all
 from services.meter.relay_source import Source, position_of
 from services.meter.relay_sql import SqlLoop, SqlOutbox
-from services.meter.relay_store import RelayStore, StoreFull
+from services.meter.relay_store import BALLAST_BYTES, RelayStore, StoreFull
 
 GUARD: Final = "relay.guard"
-_BATCH_BYTES: Final = 8 * 1024 * 1024
+_BATCH_BYTES: Final = 4 * 1024 * 1024
 _CLEAN_S: Final = 1.0
 _RETRY_S: Final = 15.0
 _BACKOFF_FIRST_S: Final = 0.1
-_BACKOFF_MAX_S: Final = 5.0
+_BACKOFF_MAX_S: Final = 2.0
 
 
 class AnotherRelay(Exception):
@@ -71,7 +71,7 @@ class Relay:
     def run(self, stop: threading.Event) -> None:
         """Ships until `stop`. Raises `AnotherRelay`, `Halt`."""
         guard = self._take_guard()
-        self._store = RelayStore(self._folder)
+        self._store = RelayStore(self._folder, BALLAST_BYTES)
         self._producer = self._bus.producer()
         side_stop = threading.Event()
         side = threading.Thread(target=self._run_side, args=(side_stop,), name="relay-sql")

@@ -4,7 +4,6 @@ Losing it costs repeats, never an event; what it keeps of a dead incarnation's o
 by the reaper. One process at a time (the relay's guard) uses it.
 """
 
-import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +11,12 @@ from typing import Any, Final, NamedTuple
 
 import msgspec
 
+from services.backends.ballast import Ballast
 from services.backends.outbox_seal import OpenWork
 
 FILE: Final = "relay.db"
 BALLAST: Final = "relay.ballast"
-_BALLAST_BYTES: Final = 1024 * 1024
+BALLAST_BYTES: Final = 1024 * 1024
 
 _DDL: Final = """
 CREATE TABLE IF NOT EXISTS position (
@@ -63,9 +63,10 @@ class StoreFull(Exception):
 
 
 class RelayStore:
-    """Keeps a ballast file: on a full disk it is the relay that frees space."""
+    """With `ballast_bytes` it keeps a ballast file: on a full disk it is the relay that frees
+    space, and for that it must write its positions."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, ballast_bytes: int = 0) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self._connection = sqlite3.connect(
             folder / FILE, isolation_level=None, timeout=5.0, check_same_thread=False
@@ -74,20 +75,12 @@ class RelayStore:
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA wal_autocheckpoint = 50")
         self._connection.executescript(_DDL)
-        self._ballast = folder / BALLAST
+        self._ballast = Ballast(folder / BALLAST, ballast_bytes)
         self.keep_ballast()
 
     def keep_ballast(self) -> None:
         """Reserves the ballast again once there is space."""
-        if self._ballast.exists():
-            return
-        fd = os.open(self._ballast, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o640)
-        try:
-            os.posix_fallocate(fd, 0, _BALLAST_BYTES)
-        except OSError:
-            self._ballast.unlink()
-        finally:
-            os.close(fd)
+        self._ballast.reserve()
 
     def _write(self, *statements: tuple[str, Sequence[Any]]) -> None:
         """Each statement for each of its rows, in one transaction. Raises `StoreFull`."""
@@ -105,7 +98,7 @@ class RelayStore:
                     raise
                 if attempt == 2:
                     raise StoreFull(str(error)) from error
-                self._ballast.unlink(missing_ok=True)
+                self._ballast.drop()
 
     def position(self, incarnation: str) -> Position:
         row = self._connection.execute(

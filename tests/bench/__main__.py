@@ -14,7 +14,7 @@ from pathlib import Path
 
 import msgspec
 
-from tests.bench import backlog, load, report
+from tests.bench import backlog, load, report, streams
 from tests.bench.answers import CASES, QUICK_CASES, Case, request_body
 from tests.bench.gateways import (
     CACHE,
@@ -28,10 +28,11 @@ from tests.bench.gateways import (
     used,
 )
 from tests.bench.nginx import Nginx
-from tests.bench.results import Bench, Bill, Run, Subject
+from tests.bench.results import Bench, Bill, Run, Streams, Subject
 from tests.bench.tollgate import Tollgate
 
 WARM_UP_S = 0.5
+STREAM_S = 20.0  # how long a slow stream lasts
 
 
 def options() -> argparse.Namespace:
@@ -41,9 +42,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="1 round of 1 s, three cases")
     parser.add_argument(
         "--only",
-        default="direct,nginx,tollgate,litellm,portkey,drain",
+        default="direct,nginx,tollgate,litellm,portkey,streams,drain",
         help="comma-separated part of: %(default)s",
     )
+    parser.add_argument("--streams", type=int, default=1000, help="open at once")
     parser.add_argument("--drain", type=int, default=60_000, help="events of the backlog")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench", help="folder")
     return parser.parse_args()
@@ -65,7 +67,7 @@ def main() -> int:
         cases=QUICK_CASES if asked.quick else CASES,
     )
     try:
-        _measure(bench, folder, names)
+        _measure(bench, folder, asked, names)
         if "drain" in names:
             _drain(bench, folder, asked.drain)
     finally:
@@ -85,28 +87,49 @@ def _machine() -> dict[str, str]:
     return {"cpus": str(os.cpu_count()), "cpu": cpu, "wrk": load.version()}
 
 
-def _measure(bench: Bench, folder: Path, names: list[str]) -> None:
-    every: list[Gateway] = [Direct(), NginxProxy(), Tollgate(), LiteLLM(), Portkey()]
+def _measure(bench: Bench, folder: Path, asked: argparse.Namespace, names: list[str]) -> None:
     upstream = Nginx(folder / "upstream")
     running: list[Gateway] = []
     try:
-        for gateway in every:
-            if gateway.name in names and (subject := _start(gateway, folder, upstream.port)):
-                bench.subjects.append(subject)
-                if not subject.error:
-                    running.append(gateway)
-        _rounds(bench, folder, running)
-        for gateway in running:
-            subject = next(s for s in bench.subjects if s.name == gateway.name)
-            after = used(gateway)
-            subject.memory_mb = after["memory_mb"]
-            subject.behind_memory_mb = after["behind_memory_mb"]
-            if isinstance(gateway, Tollgate):
-                bench.bill = _bill(bench, gateway)
+        with streams.slow_upstream(STREAM_S) as streams_port:
+            tollgate = Tollgate(streams_port)
+            for gateway in (Direct(), NginxProxy(), tollgate, LiteLLM(), Portkey()):
+                if gateway.name in names:
+                    subject = _start(gateway, folder, upstream.port)
+                    bench.subjects.append(subject)
+                    if not subject.error:
+                        running.append(gateway)
+            _rounds(bench, folder, running)
+            _memory(bench, running)
+            if tollgate in running:
+                if "streams" in names and not asked.quick:
+                    _streams(bench, tollgate, streams_port, asked.streams)
+                bench.bill = _bill(bench, tollgate)
     finally:
         for gateway in running:
             gateway.stop()
         upstream.stop()
+
+
+def _memory(bench: Bench, running: list[Gateway]) -> None:
+    for gateway in running:
+        subject = next(each for each in bench.subjects if each.name == gateway.name)
+        after = used(gateway)
+        subject.memory_mb = after["memory_mb"]
+        subject.behind_memory_mb = after["behind_memory_mb"]
+
+
+def _streams(bench: Bench, tollgate: Tollgate, direct_port: int, count: int) -> None:
+    for where, port in (("direct", direct_port), ("tollgate", tollgate.port)):
+        before = used(tollgate)["memory_mb"]
+        client = streams.Client(port, streams.CASE.path, tollgate.key, count, STREAM_S)
+        client.open()
+        memory_kb = (used(tollgate)["memory_mb"] - before) * 1000 / count
+        told = Streams(
+            where, client.delays(), memory_kb_each=memory_kb if where == "tollgate" else 0.0
+        )
+        bench.streams.append(told)
+        print(f"{count} streams, {where}: {told.delays}", flush=True)
 
 
 def _start(gateway: Gateway, folder: Path, upstream_port: int) -> Subject:
@@ -170,8 +193,9 @@ def _run(gateway: Gateway, case: Case, folder: Path, seconds: float, number: int
 
 
 def _bill(bench: Bench, gateway: Tollgate) -> Bill:
-    """Compares all that was served, warm-up too, and leaves the warm-up out of the figures."""
+    """Compares all that was served: rounds, warm-up and streams."""
     served = sum(run.load.served for run in bench.runs if run.gateway == gateway.name)
+    served += sum(each.delays.complete for each in bench.streams if each.where == gateway.name)
     billed = gateway.billed(served)
     return Bill(
         served=served,

@@ -13,6 +13,7 @@ MODELS = {  # one model per kind of answer, so that a gateway can route by model
     ("anthropic", "json"): "claude-sonnet-4-5",
     ("anthropic", "sse20"): "claude-haiku-4-5",
     ("anthropic", "sse200"): "claude-opus-4-5",
+    ("anthropic", "slow"): "claude-sonnet-4-6",  # written by the upstream of tests.bench.streams
     ("chat", "json"): "gpt-4o",
     ("chat", "sse20"): "gpt-4o-mini",
     ("chat", "sse200"): "gpt-5-mini",

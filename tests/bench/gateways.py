@@ -131,6 +131,8 @@ class LiteLLM(Gateway):
     def start(self, folder: Path, upstream_port: int) -> None:
         models = []
         for (dialect, kind), model in MODELS.items():
+            if kind not in ANSWERS:
+                continue
             base = f"http://127.0.0.1:{upstream_port}/{dialect}-{kind}"
             vendor = "anthropic" if dialect == "anthropic" else "openai"
             params = {
@@ -187,18 +189,28 @@ class Portkey(Gateway):
         }
 
 
-def channels(upstream_port: int) -> list[dict]:
-    """Tollgate's channels: one for each kind of answer."""
+def channels(upstream_port: int, streams_port: int) -> list[dict]:
+    """Tollgate's channels: one for each kind of answer, and one for slow streams."""
+    slow = {
+        "name": "slow",
+        "dialect": "anthropic",
+        "base_url": f"http://127.0.0.1:{streams_port}",
+        "credential": "env:BENCH_UPSTREAM_KEY",
+        "models": [MODELS["anthropic", "slow"]],
+    }
     return [
-        {
-            "name": f"{dialect}-{kind}",
-            "dialect": dialect,
-            "base_url": f"http://127.0.0.1:{upstream_port}/{dialect}-{kind}",
-            "credential": "env:BENCH_UPSTREAM_KEY",
-            "models": [MODELS[dialect, kind]],
-        }
-        for dialect in DIALECT_PATHS
-        for kind in ANSWERS
+        slow,
+        *(
+            {
+                **slow,
+                "name": f"{dialect}-{kind}",
+                "dialect": dialect,
+                "base_url": f"http://127.0.0.1:{upstream_port}/{dialect}-{kind}",
+                "models": [MODELS[dialect, kind]],
+            }
+            for dialect in DIALECT_PATHS
+            for kind in ANSWERS
+        ),
     ]
 
 

@@ -35,6 +35,8 @@ def markdown(bench: Bench) -> str:
         "## Memory, MB\n",
         _memory(bench),
     ]
+    if bench.streams:
+        parts += ["## Open streams\n", _streams(bench)]
     if bench.bill is not None:
         parts += ["## Billed and served\n", _bill(bench)]
     if bench.drains:
@@ -122,6 +124,21 @@ def _memory(bench: Bench) -> str:
         if s.memory_mb
     ]
     return _table(("gateway", "request path, idle", "after the load", "books and analytics"), rows)
+
+
+def _streams(bench: Bench) -> str:
+    head = ("", "streams", "whole", "chunks", "p50", "p99", "p99.9", "max", "edge memory")
+    rows = []
+    for each in bench.streams:
+        told = each.delays
+        counts = (each.where, f"{told.streams:,}", f"{told.complete:,}", f"{told.chunks:,}")
+        delays = (f"{ms:.2f}" for ms in (told.p50_ms, told.p99_ms, told.p999_ms, told.max_ms))
+        memory = f"{each.memory_kb_each:.0f} KB each" if each.memory_kb_each else "-"
+        rows.append((*counts, *delays, memory))
+    return (
+        "A delta each half second on every stream; milliseconds from the upstream's write to the "
+        "client's read.\n\n" + _table(head, rows)
+    )
 
 
 def _bill(bench: Bench) -> str:

@@ -6,6 +6,7 @@ import msgspec
 
 from tests.bench.answers import Case
 from tests.bench.load import Load
+from tests.bench.streams import Delays
 
 
 class Spread(msgspec.Struct):
@@ -63,6 +64,14 @@ class Bill(msgspec.Struct):
         return self.served == self.billed and self.free == 0 and self.unfinished == 0
 
 
+class Streams(msgspec.Struct):
+    """Many slow streams at once, read straight from the upstream or through Tollgate."""
+
+    where: str
+    delays: Delays
+    memory_kb_each: float = 0.0  # of the edge, per open stream
+
+
 class Drained(msgspec.Struct):
     """`seconds` from the first event taken to the last, without the start of the process."""
 
@@ -94,6 +103,7 @@ class Bench(msgspec.Struct):
     subjects: list[Subject]
     cases: list[Case]
     runs: list[Run] = []
+    streams: list[Streams] = []
     bill: Bill | None = None
     drains: list[Drain] = []
 

@@ -44,6 +44,10 @@ class Tollgate(Gateway):
         "ledger and embedded ClickHouse all running"
     )
 
+    def __init__(self, streams_port: int) -> None:
+        super().__init__()
+        self._streams_port = streams_port
+
     def install(self) -> None:
         self.version = installed("tollgate")
 
@@ -54,14 +58,17 @@ class Tollgate(Gateway):
         write_config(
             self._config,
             {"edge": edge, "bus": {"partitions": PARTITIONS}},
-            [{**channel, "groups": ["default"]} for channel in channels(upstream_port)],
+            [
+                {**channel, "groups": ["default"]}
+                for channel in channels(upstream_port, self._streams_port)
+            ],
         )
         env = {"BENCH_UPSTREAM_KEY": UPSTREAM_KEY}
         self._spawn(folder, [str(PROGRAM), "up", "--quiet", *self._where()], env, "/readyz")
         self._cli("account", "create", "bench")
         self._cli("account", "topup", "bench", "1000000")
         made = self._cli("key", "create", "--account", "bench", "--name", "bench", "--json")
-        self._key = json.loads(made)["key"]
+        self.key = json.loads(made)["key"]
 
     def _where(self) -> list[str]:
         return ["--config", str(self._config), "--data-dir", str(self.data_dir)]
@@ -81,7 +88,7 @@ class Tollgate(Gateway):
         return done.stdout
 
     def headers(self, case: Case) -> dict[str, str]:
-        return {"x-api-key": self._key, "anthropic-version": "2023-06-01"}
+        return {"x-api-key": self.key, "anthropic-version": "2023-06-01"}
 
     def serving(self) -> list[psutil.Process]:
         return [each for each in self._family() if "tollgate: edge" in _title(each)]

@@ -2,6 +2,7 @@
 
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -97,28 +98,41 @@ def test_unknown_routes_keep_the_envelope(stack):
         assert (reply.status, reply.json()["type"]) == (405, "error")
 
 
+def assert_upstream_fault(stack, dialect, stream, fault, status, code):
+    key = stack.key(f"fault-{fault}")
+    began = time.monotonic()
+    reply = post(stack, dialect, key, stream=stream)
+    took_s = time.monotonic() - began
+    error = reply.json()["error"]
+    assert (reply.status, error["type"]) == (status, "api_error"), error
+    assert dialect == "anthropic" or error["code"] == code
+    if status == 504:  # the stack's channels wait 1 s for a stream's first byte, 2 s for the whole
+        limit_s = 1.0 if stream else 2.0
+        assert limit_s - 0.1 < took_s < limit_s + 1.5
+    row = stack.wait_for_row(reply.header("x-tollgate-request-id"), key)
+    assert (row["cost_nano"], row["outcome"], row["error_code"]) == (0, "failed", code)
+
+
 @pytest.mark.parametrize("stream", [True, False])
-def test_upstream_faults_become_502_503_504(stack, dialect, stream):
-    cases = {"close-connect": (502, "upstream_error"), "stall-first": (504, "timeout")}
-    for fault, (status, code) in cases.items():
-        key = stack.key(f"fault-{fault}")
-        began = time.monotonic()
-        reply = post(stack, dialect, key, stream=stream)
-        error = reply.json()["error"]
-        assert (reply.status, error["type"]) == (status, "api_error"), error
-        assert dialect == "anthropic" or error["code"] == code
-        # the stack's channels wait 1 s for a stream's first byte, 2 s for a whole answer
-        if status == 504:
-            limit_s = 1.0 if stream else 2.0
-            assert limit_s - 0.1 < time.monotonic() - began < limit_s + 1.5
-        row = stack.wait_for_row(reply.header("x-tollgate-request-id"), key)
-        assert (row["cost_nano"], row["outcome"], row["error_code"]) == (0, "failed", code)
+def test_upstream_faults_become_502_503_504(stack, stream):
+    cases = [("close-connect", 502, "upstream_error"), ("stall-first", 504, "timeout")]
+    for fault, _, _ in cases:
+        stack.key(f"fault-{fault}")  # made once, not in a race
+    with ThreadPoolExecutor(6) as clients:
+        running = [
+            clients.submit(assert_upstream_fault, stack, dialect, stream, *case)
+            for dialect in PATHS
+            for case in cases
+        ]
+    for each in running:
+        each.result()
     parked = stack.key("fault-error-401")
-    answers = [post(stack, dialect, parked, stream=stream) for _ in range(3)]
-    for reply in answers:
-        error = reply.json()["error"]
-        assert (reply.status, error["message"]) == (503, "no available accounts")
-        assert error["type"] == "api_error"
+    for dialect in PATHS:
+        for _ in range(3):
+            reply = post(stack, dialect, parked, stream=stream)
+            error = reply.json()["error"]
+            assert (reply.status, error["message"]) == (503, "no available accounts")
+            assert error["type"] == "api_error"
 
 
 def test_the_time_limits_are_settings_with_the_promised_defaults():

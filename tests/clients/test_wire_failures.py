@@ -273,3 +273,20 @@ def test_revocation_ends_running_streams(stack, dialect):
     rest = reply.body()
     assert time.monotonic() - began < 2.5
     assert STREAM_END[dialect] not in rest or dialect == "chat"
+
+
+def test_an_answer_cut_in_the_middle_of_its_json_is_an_error_and_free(stack, dialect):
+    key = stack.key("fault-cut-mid-stream")
+    reply = post(stack, dialect, key, stream=False)
+    assert (reply.status, "error" in reply.json()) == (502, True)
+    assert_free(stack, reply, key, "upstream_truncated")
+
+
+def test_a_finish_reason_without_an_end_marker_is_a_broken_answer(stack, dialect):
+    """Neither usage nor end followed: nobody knows what was lost, so it is free."""
+    key = stack.key("fault-cut-after-finish")
+    reply = post(stack, dialect, key, stream=True)
+    got = reply.body()
+    told = {"anthropic": b"event: error", "chat": b'"error":', "responses": b"response.failed"}
+    assert told[dialect] in got
+    assert_free(stack, reply, key, "upstream_truncated")

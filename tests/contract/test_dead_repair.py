@@ -220,15 +220,6 @@ def test_a_lease_that_ended_meanwhile_makes_the_replay_our_loss(books):
     books.check()
 
 
-def test_a_lease_that_no_event_named_is_closed_by_the_reaper(books):
-    account_id = books.account(10)
-    lease = books.lease(account_id, USD)
-    closed = msgspec.structs.replace(lease.close(), account_id="-", key_id="")
-    _feed(books, [*books.sql_records(), record(closed)])
-    assert books.dead() == []
-    assert books.limits()["wallet", account_id] == (10 * USD, 0, 0)
-
-
 def test_numbers_that_do_not_exist(books):
     with pytest.raises(NoSuchDeadEvent):
         _repair(books).replay(1)

@@ -1,5 +1,6 @@
 """The ledger sink on SQLite and PostgreSQL, alone and behind the poll loop on both buses."""
 
+import random
 import threading
 import time
 
@@ -239,7 +240,7 @@ def _poisons(books, lease) -> dict[str, list[Record]]:
             _altered(usage(), cost_nano=1.5),
             _altered(usage(), account_id=None),
             _altered(usage(), event_id="x" * 2000),
-            _altered(usage(), message="a\0b"),
+            _altered(usage(), client="a\0b"),
             _altered(usage(), request_id=""),
         ],
         "unknown_version": [_altered(usage(), v=2), _altered(usage(), v=9, usage="new shape")],
@@ -384,13 +385,12 @@ _steps = st.lists(
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(steps=_steps, data=st.data())
-def test_any_order_and_repetition_gives_the_same_books(shared_books, steps, data):
+@given(steps=_steps, seed=st.integers(0, 2**32), batch=st.integers(1, 30))
+def test_any_order_and_repetition_gives_the_same_books(shared_books, steps, seed, batch):
     books = shared_books
     accounts = [books.account(10) for _ in range(3)]
     leases = [books.lease(account, 5 * USD) for account in accounts]
     story = books.sql_records()
-    closed = [True] * 3
     for who, what, units in steps:
         lease = leases[who]
         request = lease.request()
@@ -401,11 +401,12 @@ def test_any_order_and_repetition_gives_the_same_books(shared_books, steps, data
             story.append(record(lease.error(request.request_id, provider_cost_nano=units)))
     for lease in leases:
         story.append(record(lease.close()))
-    extra = data.draw(st.lists(st.sampled_from(story), max_size=20))
-    order = data.draw(st.permutations(story + extra))
+    shuffled = random.Random(seed)
+    order = story + shuffled.choices(story, k=shuffled.randrange(len(story)))
+    shuffled.shuffle(order)
     partition = len(books.store.positions(TOPIC)) + 1
-    Log(books.sink(), partition).feed(order, batch=data.draw(st.integers(1, 30)))
-    for account, lease, _ in zip(accounts, leases, closed, strict=True):
+    Log(books.sink(), partition).feed(order, batch)
+    for account, lease in zip(accounts, leases, strict=True):
         assert books.wallet(account) == 10 * USD - lease.spent_nano
         assert books.limits()["wallet", account] == (10 * USD, lease.spent_nano, 0)
         assert books.leases()[lease.lease_id][1:] == (lease.spent_nano, lease.events, "closed")

@@ -65,6 +65,19 @@ def test_rows_come_back_in_order_with_a_dense_seq(tmp_path):
     assert rows[0].partition_key == "acct_1"
 
 
+def test_a_group_is_written_whole_or_not_at_all(tmp_path):
+    outbox = make(tmp_path)
+    outbox.append_group([request(1), usage(1), request(2)])
+    outbox.append_last(usage(2))
+    assert [row.seq for row in rows_of(tmp_path)] == [1, 2, 3, 4]
+    (tmp_path / "edge-1.lock").unlink()
+    (tmp_path / "edge-1.lock").touch()
+    seal(tmp_path, "edge-1").release()
+    with pytest.raises(Sealed):
+        outbox.append_group([request(3), usage(3)])
+    assert outbox.last_seq == len(rows_of(tmp_path)) == 4
+
+
 def test_only_synced_rows_are_published(tmp_path):
     outbox = make(tmp_path)
     files = IncarnationFiles(tmp_path, "edge-1")

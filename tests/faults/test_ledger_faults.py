@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from sqlalchemy import NullPool, create_engine, text
 
 from schemas.events import TOPIC
 from services.backends.bus.kafka import KafkaBus
@@ -193,6 +194,31 @@ def test_a_database_that_is_away_only_delays(place):
     blocker.close()
     place.wait_until_booked()
     story.check()
+
+
+@pytest.mark.part("kafka")
+@pytest.mark.part("postgres")
+@pytest.mark.parametrize("place", ["kafka"], indirect=True)
+def test_connections_cut_at_any_moment_lose_and_double_nothing(place):
+    """A commit whose answer never comes is one of the moments."""
+    story = Story(place.books, accounts=8, pairs=80)
+    place.start()
+    admin = create_engine(place.url, isolation_level="AUTOCOMMIT", poolclass=NullPool)
+    cut = text(
+        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+        " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
+    step = len(story.records) // 40
+    cuts = 0
+    for at in range(0, len(story.records), step):
+        place.send(story.records[at : at + step])
+        with admin.connect() as connection:
+            cuts += connection.execute(cut).scalar_one()
+        time.sleep(0.05)
+    assert cuts > 10
+    place.wait_until_booked()
+    story.check()
+    assert place.processes[-1].poll() is None, "it never had to start again"
 
 
 @pytest.mark.parametrize("place", ["local"], indirect=True)

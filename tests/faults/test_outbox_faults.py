@@ -15,7 +15,7 @@ from services.backends.outbox import DiskFull, Outbox, OutboxFailed
 from services.backends.outbox_files import IncarnationFiles
 from services.backends.outbox_seal import seal
 from services.meter.relay import Relay
-from services.meter.relay_store import RelayStore
+from services.meter.relay_store import BALLAST_BYTES, RelayStore
 from tests.parts.outbox_worker import request, settings, usage
 from tests.parts.relay_process import events_on, local_bus, open_bus
 
@@ -75,7 +75,7 @@ def test_a_full_disk_refuses_new_requests_and_ends_the_admitted(small_disk):
 
 def test_admission_comes_back_with_the_space(small_disk, tmp_path, monkeypatch):
     monkeypatch.setattr("services.backends.outbox._SPACE_CHECK_S", 0.0)
-    RelayStore(small_disk).close()  # the relay ran before and has its ballast
+    RelayStore(small_disk, BALLAST_BYTES).close()  # the relay ran before and has its ballast
     outbox = make(small_disk, rotate_bytes=300_000)
     refused = 0
     while (ballast := small_disk / "edge-1.ballast").exists():  # `sync` finds room for a while
@@ -152,7 +152,7 @@ def test_a_worker_exits_when_its_disk_fails(tmp_path):
     """The same with a real error: writes beyond RLIMIT_FSIZE fail, as on a broken disk."""
     code = """
 import resource, signal, sys; from pathlib import Path
-from services.meter.relay_store import RelayStore
+from services.meter.relay_store import BALLAST_BYTES, RelayStore
 from tests.parts.outbox_worker import *
 from services.backends.outbox import OutboxFailed
 outbox = Outbox.create(Path(sys.argv[1]), "edge-1", settings(rotate_bytes=10**9), SystemClock())

@@ -13,14 +13,16 @@ from sqlalchemy import select
 
 from schemas.errors import Code, Outcome, Stage
 from schemas.events import Error, IncarnationClosed, LeaseClosed, Request, Usage
+from services.backends.clock import SystemClock
 from services.backends.lifecycle import die_with_parent
+from services.backends.outbox import Outbox
 from services.backends.sql.budgets import Budgets, IncarnationNotOpen
 from services.backends.sql.catalog import Catalog
 from services.backends.sql.engine import open_engine, read
 from services.backends.sql.migrate import upgrade
 from services.backends.sql.tables import lease
 from services.backends.sql.wallets import Wallets
-from tests.parts.outbox_worker import request
+from tests.parts.outbox_worker import lease_closed, request, settings, usage
 from tests.parts.relay_process import (
     DATABASE,
     RelayProcess,
@@ -154,7 +156,7 @@ def test_the_reaper_killed_at_every_step(folder, bus_config, engine, tmp_path, p
     assert sum(isinstance(e, Error) for e in events) == 5
 
 
-@pytest.mark.parametrize("passage", [1, 2, 3, 10, 41, 42, 43, 44])
+@pytest.mark.parametrize("passage", [1, 2, 41, 43, 44])
 def test_a_worker_killed_around_each_append(folder, bus_config, engine, tmp_path, passage):
     """21 pairs: requests are the odd appends, their ends the even ones; then the lease's end and
     the incarnation's."""
@@ -228,17 +230,30 @@ def test_leases_without_events_are_closed_and_grants_end(folder, bus_config, eng
     key, _ = catalog.create_key(account.id, "laptop")
     Wallets(engine).move(account.id, "topup", 10**9, "first", "", "operator")
     budgets.open_incarnation("edge-1", "edge", "host")
-    budgets.grant("lease_edge-1_0", 1, "edge-1", key.id, 1000, 100_000)
-    budgets.grant("lease_idle", 1, "edge-1", key.id, 1000, 100_000)
-    killed_worker(folder, "edge-1", 3)
+    for lease_id in ("lease_a", "lease_shut", "lease_idle"):
+        budgets.grant(lease_id, 1, "edge-1", key.id, 1000, 100_000)
+    outbox = Outbox.create(folder, "edge-1", settings(), SystemClock())
+    for n in range(3):
+        outbox.append(request(n, account=account.id, lease="lease_a", lease_seq=n + 1))
+    outbox.append(request(9, account=account.id, lease="lease_shut", lease_seq=1))
+    outbox.append_last(usage(9, account=account.id, lease="lease_shut", lease_seq=2))
+    outbox.append_last(lease_closed("lease_shut", 2, account.id))
+    os.close(outbox._lock_fd)  # it died before the ledger heard of any of this
     drain(folder, bus_config, tmp_path)
     events = first_copies(events_on(bus_config))
-    closed = {e.lease_id: e.events for e in events if isinstance(e, LeaseClosed)}
-    assert closed == {"lease_edge-1_0": 6, "lease_idle": 0}
+    closed = [e for e in events if isinstance(e, LeaseClosed)]
+    assert {e.lease_id: e.events for e in closed} == {
+        "lease_shut": 2,
+        "lease_a": 6,
+        "lease_idle": 0,
+    }
+    assert len(closed) == 3
+    assert {e.account_id for e in closed} == {account.id}
+    assert next(e.key_id for e in closed if e.lease_id == "lease_idle") == key.id
     with pytest.raises(IncarnationNotOpen):
         budgets.grant("lease_new", 1, "edge-1", key.id, 1000, 1000)
     states = read(engine, lambda c: list(c.execute(select(lease.c.state)).scalars()))
-    assert states == ["open", "open"]  # money returns when the ledger has applied their events
+    assert states == ["open"] * 3  # money returns when the ledger has applied their events
 
 
 def test_a_busy_database_postpones_the_reaper_only(folder, bus_config, engine, tmp_path):

@@ -18,13 +18,10 @@ import msgspec
 
 from schemas import config as schema
 from schemas.events import TOPIC, decode
-from services.backends.bus.kafka import KafkaBus
 from services.backends.bus.local import LocalBus
+from services.backends.bus.port import Bus
 from services.backends.clock import SystemClock
 from services.backends.lifecycle import Stop, die_with_parent
-from services.backends.sql.budgets import Budgets
-from services.backends.sql.engine import open_engine
-from services.backends.sql.outbox import SqlOutbox
 from services.meter.relay import AnotherRelay, Relay
 
 ROOT = Path(__file__).parent.parent.parent
@@ -36,9 +33,11 @@ def local_bus(folder: Path, partitions: int = 3) -> schema.Bus:
     return schema.Bus(kind="local", path=str(folder / "bus.db"), partitions=partitions)
 
 
-def open_bus(config: schema.Bus) -> LocalBus | KafkaBus:
+def open_bus(config: schema.Bus) -> Bus:
     if config.kind == "local":
         return LocalBus(Path(config.path), config.partitions)
+    from services.backends.bus.kafka import KafkaBus  # half a second
+
     return KafkaBus(config, stall_s=STALL_S)
 
 
@@ -123,6 +122,10 @@ def main() -> int:
     stop = Stop().install()
     sql_outbox = budgets = None
     if args.data_dir is not None:
+        from services.backends.sql.budgets import Budgets
+        from services.backends.sql.engine import open_engine
+        from services.backends.sql.outbox import SqlOutbox
+
         engine = open_engine(DATABASE, args.data_dir)
         sql_outbox, budgets = SqlOutbox(engine), Budgets(engine)
     settings = schema.Meter(relay_poll_s=0.01, relay_batch=500)

@@ -7,6 +7,7 @@ progress is replaced); the default reconnect pause grows to 30 s; without the C 
 """
 
 import contextlib
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +16,7 @@ from typing import Any, Final
 import crc32c
 import kafka
 from kafka import errors
-from kafka.admin import KafkaAdminClient
+from kafka.admin import ConfigResource, ConfigResourceType, KafkaAdminClient
 from kafka.consumer.subscription_state import ConsumerRebalanceListener
 from kafka.structs import OffsetAndMetadata, TopicPartition
 
@@ -31,32 +32,41 @@ from services.backends.bus.port import (
     size_bytes,
 )
 
-STALL_S: Final = 10.0  # no acknowledgement for this long: the producer is replaced
+STALL_S: Final = 6.0  # no acknowledgement for this long: the producer is replaced
 _FOREVER_MS: Final = 24 * 3600 * 1000
 _SESSION_MS: Final = 10_000
 _CALL_MS: Final = 5_000
 _READ_IDLE_S: Final = 30.0
+_LINGER_MS: Final = 60_000  # `flush` sends; before it a chunk is whole
+_RECORD_OVERHEAD: Final = 64
+_BATCH_OVERHEAD: Final = 256
+_TOPIC_LIMIT: Final = "max.message.bytes"
+_NOT_FOR_ADMIN: Final = ("allow_auto_create_topics", "metrics_enabled")
 _RETRY_S: Final = 0.5
 _WHOLE: Final = 1_000_000  # records: more than an answer of 16 MB holds
 
 assert crc32c.crc32c(b"123456789") == 0xE3069283
+# The client logs every failed connection at level ERROR; what matters reaches the callers.
+logging.getLogger("kafka").setLevel(logging.CRITICAL)
 
 
 class KafkaProducer:
     """One client at a time, made anew after every doubt. Memory is bounded by the caller's
-    batch: nothing stays queued after `send`."""
+    batch: nothing stays queued after `send`.
+
+    Order per key must hold also when a send fails half way and is repeated. So there is never
+    more than one record batch of a partition under way: records go out in chunks that fit one
+    batch each, and a chunk follows when the one before is acknowledged."""
 
     def __init__(self, settings: dict[str, Any], prefix: str, stall_s: float) -> None:
         self._settings = settings
         self._prefix = prefix
         self._stall_s = stall_s
         self._client: Any = None
+        self._limits: dict[str, int] = {}
         self.rebuilds = 0
 
     def send(self, topic: str, records: Sequence[Record]) -> None:
-        for index, record in enumerate(records):
-            if size_bytes(record) > MAX_RECORD_BYTES:
-                raise RecordTooLarge(index, size_bytes(record))
         try:
             self._send(self._prefix + topic, records)
         except errors.KafkaConfigurationError:
@@ -64,22 +74,50 @@ class KafkaProducer:
         except errors.KafkaError as error:
             self._drop()
             raise BusUnavailable(f"kafka: {type(error).__name__}: {error}") from error
-        except RecordTooLarge:
-            self._drop()
-            raise
 
     def _send(self, topic: str, records: Sequence[Record]) -> None:
+        limit_bytes = self._limit_bytes(topic)
+        sizes = [size_bytes(record) + _RECORD_OVERHEAD for record in records]
+        for index, size in enumerate(sizes):
+            if size > limit_bytes:
+                raise RecordTooLarge(index, size)
         if self._client is None:
             self._client = self._connect()
+        first = chunk_bytes = 0
+        for index, size in enumerate(sizes):
+            if chunk_bytes + size > limit_bytes:
+                self._send_chunk(topic, records[first:index])
+                first, chunk_bytes = index, 0
+            chunk_bytes += size
+        self._send_chunk(topic, records[first:])
+
+    def _send_chunk(self, topic: str, records: Sequence[Record]) -> None:
         send = self._client.send
         futures = [send(topic, value=r.value, key=r.key.encode()) for r in records]
-        for index, future in enumerate(futures):
+        # A timeout means that nothing was acknowledged for so long, whatever state the client
+        # believes it is in.
+        self._client.flush(timeout=self._stall_s)
+        for future in futures:
+            future.get(timeout=self._stall_s)
+
+    def _limit_bytes(self, topic: str) -> int:
+        """What the broker takes as one record batch of the topic, asked once. A batch that it
+        refused would be split by the client, and order could be lost between the halves."""
+        known = self._limits.get(topic)
+        if known is None:
+            admin = _admin(self._settings)
             try:
-                # Each wait starts when the one before ended: a timeout means that the oldest
-                # record made no progress, whatever state the client believes it is in.
-                future.get(timeout=self._stall_s)
-            except (errors.MessageSizeTooLargeError, errors.RecordListTooLargeError) as error:
-                raise RecordTooLarge(index, size_bytes(records[index])) from error
+                resource = ConfigResource(ConfigResourceType.TOPIC, topic, {_TOPIC_LIMIT: None})
+                answer = admin.describe_configs([resource], config_filter="all")
+            finally:
+                admin.close()
+            described = answer["topic"].get(topic) or {}
+            if _TOPIC_LIMIT not in described:
+                raise errors.UnknownTopicOrPartitionError(topic)
+            limit = int(described[_TOPIC_LIMIT]["value"])
+            known = min(MAX_RECORD_BYTES + _RECORD_OVERHEAD, limit - _BATCH_OVERHEAD)
+            self._limits[topic] = known
+        return known
 
     def _connect(self) -> Any:
         return kafka.KafkaProducer(
@@ -90,8 +128,8 @@ class KafkaProducer:
             delivery_timeout_ms=_FOREVER_MS,
             max_block_ms=_CALL_MS,
             max_request_size=2 * MAX_RECORD_BYTES,
-            batch_size=256 * 1024,
-            linger_ms=5,
+            batch_size=2 * MAX_RECORD_BYTES,
+            linger_ms=_LINGER_MS,
             compression_type="lz4",
         )
 
@@ -279,18 +317,15 @@ class KafkaBus:
             "reconnect_backoff_max_ms": 1000,
             "api_version": (4, 0),  # a lower broker is found out; None would block for it
             "bootstrap_timeout_ms": _CALL_MS,
-        }
-        self._client_settings = {
-            **self._settings,
             "allow_auto_create_topics": False,
             "metrics_enabled": False,
         }
 
     def producer(self) -> KafkaProducer:
-        return KafkaProducer(self._client_settings, self._config.topic_prefix, self._stall_s)
+        return KafkaProducer(self._settings, self._config.topic_prefix, self._stall_s)
 
     def consumer(self, group: str) -> KafkaConsumer:
-        return KafkaConsumer(self._client_settings, self._config.topic_prefix, group)
+        return KafkaConsumer(self._settings, self._config.topic_prefix, group)
 
     def read(self, topic: str, partition: int, first: int, last: int) -> Iterator[Message]:
         tp = TopicPartition(self._config.topic_prefix + topic, partition)
@@ -326,7 +361,7 @@ class KafkaBus:
         client = None
         try:
             client = kafka.KafkaConsumer(
-                **self._client_settings,
+                **self._settings,
                 group_id=None,
                 enable_auto_commit=False,
                 auto_offset_reset="none",
@@ -356,7 +391,7 @@ class KafkaBus:
         }
         admin = None
         try:
-            admin = KafkaAdminClient(**self._settings, request_timeout_ms=_CALL_MS)
+            admin = _admin(self._settings)
             admin.create_topics(
                 {self._config.topic_prefix + TOPIC: options}, wait_for_metadata=True
             )
@@ -371,6 +406,11 @@ class KafkaBus:
 
     def close(self) -> None:
         """Producers and consumers are closed by whoever asked for them."""
+
+
+def _admin(settings: dict[str, Any]) -> Any:
+    known = {name: value for name, value in settings.items() if name not in _NOT_FOR_ADMIN}
+    return KafkaAdminClient(**{**known, "request_timeout_ms": _CALL_MS})
 
 
 def _message(topic: str, record: Any) -> Message:

@@ -112,6 +112,14 @@ class Budgets:
 
         return write(self._engine, close)
 
+    def lease_owners(self, incarnation_id: str) -> dict[str, tuple[str, str]]:
+        """(account id, key id) of every lease of the incarnation that is still open."""
+        query = select(lease.c.id, lease.c.account_id, lease.c.key_id).where(
+            lease.c.incarnation_id == incarnation_id, lease.c.state == "open"
+        )
+        rows = read(self._engine, lambda connection: connection.execute(query).all())
+        return {row.id: (row.account_id, row.key_id) for row in rows}
+
     def finish_closing(self, connection: Connection, incarnation_ids: Sequence[str]) -> None:
         """In the ledger's transaction: their incarnation_closed was applied, no event follows.
         Their leases end by their own lease_closed, maybe in other partitions."""

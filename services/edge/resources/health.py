@@ -6,6 +6,8 @@ import falcon
 import orjson
 
 from services.backends import telemetry
+from services.core.ids import uuid7_text
+from services.edge.headers import accounting
 from services.edge.worker import Worker
 
 
@@ -15,6 +17,7 @@ class RootResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.data = b'{"name":"tollgate","docs":"/v1/models"}'
         resp.content_type = "application/json"
+        resp.set_headers(_nothing_spent())
 
     on_head = on_get
 
@@ -25,6 +28,7 @@ class LiveResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         resp.data = b'{"status":"live"}'
         resp.content_type = "application/json"
+        resp.set_headers(_nothing_spent())
 
     on_head = on_get
 
@@ -41,6 +45,7 @@ class ReadyResource:
         body = {"status": "not ready" if missing else "ready", "missing": missing}
         resp.data = orjson.dumps(body)
         resp.content_type = "application/json"
+        resp.set_headers(_nothing_spent())
 
 
 class MetricsResource:
@@ -55,6 +60,11 @@ class MetricsResource:
             raise falcon.HTTPNotFound
         resp.data = telemetry.exposition()
         resp.content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+
+def _nothing_spent() -> list[tuple[str, str]]:
+    """The accounting headers of an answer that nobody's key asked for."""
+    return accounting(remaining_nano=0, estimate_credits=0, request_id=uuid7_text())
 
 
 def _local(address: str) -> bool:

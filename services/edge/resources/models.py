@@ -41,7 +41,7 @@ class ModelsResource:
                 found = view.index.resolve(model_id)
                 if found is None or found.model not in {model.model for model in models}:
                     raise Refusal(
-                        Code.MODEL_NOT_FOUND, f"model_not_found no model {model_id!r} for this key"
+                        Code.MODEL_NOT_FOUND, f"model_not_found: this key has no model {model_id!r}"
                     )
                 body: Any = _anthropic(found) if anthropic else _openai(found)
             else:

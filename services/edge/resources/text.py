@@ -185,11 +185,12 @@ class TextResource:
         left_s = channel.first_byte_timeout_s - (worker.clock.monotonic_s() - x.started_s)
         first = call.read(max(left_s, 1.0))
         x.ttfb_s = worker.clock.monotonic_s() - x.started_s
-        probe = x.dialect.scan(x.parsed)
-        probe.feed(first)
-        if probe.error and not probe.has_content:
-            x.answer = probe
-            raise _error_in_answer(probe.error)
+        if b"error" in first or b"failed" in first:  # else no need to read it twice
+            probe = x.dialect.scan(x.parsed)
+            probe.feed(first)
+            if probe.error and not probe.has_content:
+                x.answer = probe
+                raise _error_in_answer(probe.error)
         if not first:
             raise Failure(Code.UPSTREAM_EMPTY, "the upstream sent an empty stream")
         resp.stream = StreamRelay(
