@@ -26,6 +26,13 @@ COMMANDS: Final = {
     "sql": "sql:sql",
     "reconcile": "reconcile:reconcile",
     "replay": "replay:replay",
+    "statement": "statement:statement",
+    "receipt": "receipt:receipt",
+    "rebuild": "rebuild:rebuild",
+    "backup": "backup:backup",
+    "restore": "backup:restore",
+    "dead": "dead:dead",
+    "incarnation": "incarnation:incarnation",
 }
 
 # What is no bug of ours, by name: importing all of it would make every command slow to start.
@@ -38,9 +45,12 @@ EXPECTED: Final = frozenset(
         "services.backends.price_files.PriceFileError",
         "services.backends.query_client.QueryFailed",
         "services.backends.query_client.QueryUnavailable",
+        "services.backends.receipt_keys.ReceiptKeysDamaged",
         "services.backends.sql.catalog.AlreadyInCatalog",
         "services.backends.sql.catalog.NotInCatalog",
+        "services.backends.sql.dead_events.NoSuchDeadEvent",
         "services.backends.sql.engine.DatabaseUnavailable",
+        "services.backends.sql.incarnations.NoSuchIncarnation",
         "services.backends.sql.wallets.InsufficientFunds",
         "services.backends.sql.wallets.MovementConflict",
         "services.meter.sql_scope.SqlRefused",

@@ -10,6 +10,7 @@ from services.backends.clock import SystemClock
 from services.backends.sql.prices import PriceChange
 from services.cli.bootstrap import open_books
 from services.cli.context import Cli, Group, iso, table
+from services.cli.price_study import margin, whatif
 from services.core.money import exact_usd
 from services.core.prices import PriceVersion
 
@@ -17,6 +18,10 @@ from services.core.prices import PriceVersion
 @click.group(cls=Group)
 def price() -> None:
     """Prices. A change is a new version; events name the version they were rated by."""
+
+
+price.add_command(whatif)
+price.add_command(margin)
 
 
 @price.command("list")

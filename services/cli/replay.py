@@ -1,30 +1,17 @@
 """`tollgate replay`: the log once more through the sinks."""
 
-from datetime import UTC, datetime
-
 import click
 import msgspec
 
 from services.cli.context import Cli, Command
+from services.cli.moment import moment_us
 from services.meter.bootstrap import open_bus
 from services.meter.replay import replay as send_again
 
 
-def _time_us(context: click.Context, parameter: click.Parameter, value: str | None) -> int | None:
-    if value is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError as ex:
-        raise click.BadParameter("write a time such as 2026-05-01T00:00:00Z") from ex
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
-    return int(moment.timestamp() * 1_000_000)
-
-
 @click.command(cls=Command)
-@click.option("--from", "from_us", callback=_time_us, metavar="TIME", help="First log time.")
-@click.option("--to", "to_us", callback=_time_us, metavar="TIME", help="Log time to end before.")
+@click.option("--from", "from_us", callback=moment_us, metavar="TIME", help="First log time.")
+@click.option("--to", "to_us", callback=moment_us, metavar="TIME", help="Log time to end before.")
 @click.pass_obj
 def replay(cli: Cli, from_us: int | None, to_us: int | None) -> None:
     """Appends every event of the log to it once more. No total changes: that is the proof."""

@@ -30,6 +30,7 @@ from services.edge.resources.health import (
     RootResource,
 )
 from services.edge.resources.models import ModelsResource
+from services.edge.resources.receipts import ReceiptKeysResource
 from services.edge.resources.text import TextResource
 from services.edge.worker import Worker
 
@@ -77,7 +78,8 @@ def create_routes(worker: Worker) -> falcon.App:
     app.add_route("/v1/balance", BalanceResource(worker))
     app.add_route("/api/v1/me/billing/transactions", TransactionsResource(worker))
     app.add_route("/api/pricing", PricingResource(worker))
-    for path in ("/v1/usage", "/api/v1/usage", "/api/v1/me/usage"):
+    app.add_route("/v1/receipts/keys", ReceiptKeysResource(worker))
+    for path in ("/v1/usage", "/api/v1/usage", "/api/v1/me/usage", "/v1/receipts/{request_id}"):
         app.add_route(path, ForwardResource(worker, path))
     app.add_route("/", RootResource())
     app.add_route("/healthz", LiveResource())

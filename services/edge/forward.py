@@ -1,5 +1,7 @@
 """Forwards usage queries to the meter's query API with the caller's identity, signed."""
 
+from urllib.parse import quote
+
 import falcon
 import gevent
 
@@ -15,13 +17,14 @@ from services.edge.worker import Worker
 
 
 class ForwardResource:
-    """One GET route of the query API, scoped there to the key's account."""
+    """One GET route of the query API, scoped there to the key's account; `path` may have fields
+    of the route (`/v1/receipts/{request_id}`)."""
 
     def __init__(self, worker: Worker, path: str) -> None:
         self._worker = worker
         self._path = path
 
-    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+    def on_get(self, req: falcon.Request, resp: falcon.Response, **fields: str) -> None:
         request_id = uuid7_text()
         headers = client_headers(req.env)
         key = None
@@ -31,7 +34,10 @@ class ForwardResource:
             )
             try:
                 status, body = self._worker.queries.forward(
-                    self._path, req.query_string, key.account_id, key.id
+                    self._path.format(**{k: quote(v, safe="") for k, v in fields.items()}),
+                    req.query_string,
+                    key.account_id,
+                    key.id,
                 )
             except QueryUnavailable as ex:
                 raise Refusal(

@@ -2,11 +2,12 @@
 
 A dead event is noted as applied too, so that a replay finds it and posts nothing. A dead `usage`
 is not counted in its lease: the lease then never completes, and the money that the request held
-stays leased until the event is fixed or dismissed. Any other dead event that can be read counts.
+stays leased until the event is replayed or dismissed (`dead_repair`). Any other dead event that
+can be read counts.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, Protocol
 
 import msgspec
 from sqlalchemy import Connection
@@ -14,7 +15,7 @@ from sqlalchemy import Connection
 from schemas.events import Error, IncarnationClosed, LeaseClosed, Request, Usage
 from services.backends.lifecycle import crash_point
 from services.backends.sql import ledger
-from services.backends.sql.budgets import Budgets, Charge, LeaseEnd, SettleRefused
+from services.backends.sql.budgets import Charge, LeaseEnd, SettleRefused
 from services.backends.sql.ledger import LedgerStore, Taken
 from services.core.ledger import postings_for
 from services.meter.dead import Poison, Reason
@@ -34,6 +35,16 @@ class Refused(Exception):
     """Nothing may be stored: these entries are dead now; book the batch again."""
 
 
+class Leases(Protocol):
+    """What `Budgets` does in the ledger's transaction; a rebuild has no leases."""
+
+    def settle(
+        self, connection: Connection, charges: Sequence[Charge], closed: Sequence[LeaseEnd] = ()
+    ) -> None: ...
+
+    def finish_closing(self, connection: Connection, incarnation_ids: Sequence[str]) -> None: ...
+
+
 class Outcome(msgspec.Struct):
     """What a transaction did with its batch; `fates` in the order of the log, True: dead."""
 
@@ -46,7 +57,7 @@ class Outcome(msgspec.Struct):
 class Booking:
     """Composes the SQL stores. Keeps no state: a transaction may run more than once."""
 
-    def __init__(self, store: LedgerStore, budgets: Budgets, topic: str) -> None:
+    def __init__(self, store: LedgerStore, budgets: Leases, topic: str) -> None:
         self._store = store
         self._budgets = budgets
         self._topic = topic
@@ -71,6 +82,21 @@ class Booking:
         self._settle_leases(connection, outcome)
         crash_point("ledger_settled")
         return outcome
+
+    def rebook(self, connection: Connection, entry: Entry, *, counted: bool) -> None:
+        """Books an event that was set aside before and is noted as applied. `counted`: its lease
+        has counted it then. Raises Refused, `entry.poison` telling why."""
+        outcome = Outcome([entry], [], 0, [False])
+        self._settle_requests(connection, outcome.booked)
+        self._store.add_postings(connection, _book_entries(outcome))
+        if isinstance(entry.event, IncarnationClosed):
+            self._budgets.finish_closing(connection, [entry.event.incarnation])
+        if not counted:
+            self._settle_leases(connection, outcome)
+
+    def book_late(self, connection: Connection, entry: Entry, poison: Poison) -> None:
+        """Posts an event that was set aside and whose lease is over: our loss."""
+        self._store.add_postings(connection, _book_entries(Outcome([], [(entry, poison)], 0, [])))
 
     def _take(self, connection: Connection, partition: int, entries: Sequence[Entry]) -> Outcome:
         """Sorts the entries into new, dead and seen before."""
@@ -170,7 +196,7 @@ def settlement_row(event: Usage | Error) -> ledger.SettlementRow:
 
 
 def _book_entries(outcome: Outcome) -> list[ledger.Entry]:
-    """The postings of what was booked, and of late usage: that is our loss, not the customer's."""
+    """The postings of what was booked, and of late ends: they are our loss, not the customer's."""
     entries = []
     for each in outcome.booked:
         assert each.event is not None
@@ -178,7 +204,7 @@ def _book_entries(outcome: Outcome) -> list[ledger.Entry]:
         if postings:
             entries.append(ledger.Entry(each.event_id, each.event.occurred_at, postings))
     for each, poison in outcome.dead:
-        if poison.reason is Reason.LATE and isinstance(each.event, Usage):
+        if poison.reason is Reason.LATE and isinstance(each.event, Usage | Error):
             postings = postings_for(each.event, customer_pays=False)
             entries.append(ledger.Entry(each.event_id, each.event.occurred_at, postings))
     return entries

@@ -177,8 +177,10 @@ class Meter:
         self._with_topics(consumer.run)(stop)
 
     def _query(self, stop: threading.Event) -> None:
+        from services.backends.receipt_keys import ReceiptKeys
         from services.meter.query_api import create_app
         from services.meter.query_server import QueryServer
+        from services.meter.receipts import Receipts
 
         store = self._analytics.wait(stop)
         if store is None:
@@ -190,7 +192,8 @@ class Meter:
             found = (key.id for key in catalog.keys(account_id) if key.masked == masked)
             return next(found, None)
 
-        app = create_app(store, secret, SystemClock(), find_key=find_key)
+        receipts = Receipts(self._engine, self._bus, ReceiptKeys(self._config.data_dir))
+        app = create_app(store, secret, SystemClock(), find_key=find_key, receipts=receipts)
         QueryServer(self._config, app).run(stop)
 
 

@@ -14,7 +14,7 @@ import hashlib
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from schemas.events import TOPIC, Error, Usage
+from schemas.events import TOPIC, AnyEvent, Error, Usage
 from services.backends.bus.port import Bus, BusUnavailable, Message, OffsetOutOfRange
 from services.backends.clickhouse.client import ClickHouseUnavailable, QueryRefused
 from services.backends.clickhouse.rows import Place, Stored
@@ -127,7 +127,7 @@ class ClickHouseSink:
 
     def _cut(self, partition: int, first: int, messages: list[Message]) -> _Cut:
         """A new range from `first` on, without the events that the tables hold already."""
-        rows = _rows(messages, frozenset())
+        rows = terminal_rows(messages, frozenset())
         stored = self._store.stored_event_ids(rows)
         if stored:
             rows = [row for row in rows if row.event.event_id not in stored]
@@ -152,7 +152,7 @@ class ClickHouseSink:
             messages = list(self._bus.read(plan.topic, plan.partition, plan.first, plan.last))
         except OffsetOutOfRange as ex:
             raise Halt(f"{at}: an open plan's range is no longer in the log: {ex}") from ex
-        rows = _rows(messages, frozenset(plan.dropped))
+        rows = terminal_rows(messages, frozenset(plan.dropped))
         if len(rows) != plan.n_rows or _sha256(rows, messages) != plan.sha256:
             raise Halt(f"{at}: the log holds other events there than were planned")
         return _Cut(plan, rows)
@@ -164,16 +164,17 @@ def token(plan: Plan) -> str:
     return f"{plan.topic}:{plan.partition}:{plan.first}-{plan.last}:{plan.sha256[:_HASH_IN_TOKEN]}"
 
 
-def _rows(messages: Iterable[Message], dropped: frozenset[str]) -> list[Stored]:
-    """The terminal events of a range, each id once. What is no sound event is left to the ledger
-    sink, which keeps it as dead."""
+def terminal_rows(messages: Iterable[Message], dropped: frozenset[str]) -> list[Stored]:
+    """The terminal events of a range, each id once. What cannot be read is left to the ledger sink,
+    which keeps it as dead; what it refuses for another reason has a row all the same."""
     rows: list[Stored] = []
     seen = set(dropped)
     for message in messages:
+        event: AnyEvent | None
         try:
             event = read_event(message.value, message.timestamp_us)
-        except Poison:
-            continue
+        except Poison as ex:
+            event = ex.event
         if isinstance(event, Usage | Error) and event.event_id not in seen:
             seen.add(event.event_id)
             rows.append(Stored(event, Place(message.offset, message.timestamp_us)))

@@ -21,6 +21,7 @@ _BODY_MAX_BYTES: Final = 1024 * 1024
 _RECENT: Final = 2000
 _RECENT_MIN: Final = 200
 _NO_ID: Final = "sha256:"
+UNREADABLE: Final = "unreadable: "  # how the detail of what could not be read begins
 _NUL: Final = b"\\u0000"
 
 

@@ -8,7 +8,7 @@ import msgspec
 from schemas.events import AnyEvent, Error, LeaseClosed, Request, Usage, WalletMovement
 from services.backends.bus.port import Message
 from services.core.prices import PriceVersion
-from services.meter.dead import Poison, Reason, body_hash, event_id_of, read_event
+from services.meter.dead import UNREADABLE, Poison, Reason, body_hash, event_id_of, read_event
 from services.meter.rerate import Rerate
 
 _KNOWN_ACCOUNTS: Final = 100_000
@@ -58,7 +58,10 @@ class EntryReader:
             event = read_event(body, message.timestamp_us)
             self._check(event)
         except Poison as ex:
-            return Entry(message, event_id_of(body), hashed, event or ex.event, ex)
+            event = event or ex.event
+            if event is None:
+                ex = Poison(ex.reason, UNREADABLE + ex.detail)
+            return Entry(message, event_id_of(body), hashed, event, ex)
         return Entry(message, event.event_id, hashed, event, None)
 
     def _check(self, event: AnyEvent) -> None:

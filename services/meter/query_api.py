@@ -7,6 +7,7 @@ envelope. Routes:
     GET  /v1/usage                        rows, newest first
     GET  /api/v1/me/usage, /api/v1/usage  buckets of what was billed; with `limit` or
                                           `request_id`, billed rows
+    GET  /v1/receipts/{request_id}        a signed receipt; /v1/receipts/keys the public keys
     POST /internal/sql {"sql"}            one reading statement of the operator
     GET  /internal/health
 """
@@ -32,6 +33,7 @@ from services.backends.identity import HEADER, Identity, NotAuthentic, verify
 from services.backends.telemetry import get_logger, metric
 from services.core.errors import InvalidRequest, Refusal
 from services.meter import query_params as params
+from services.meter.receipts import ReceiptKeysRoute, ReceiptRoute, Receipts
 from services.meter.sql_scope import SqlRefused, reading_statement
 from services.meter.usage_queries import (
     MAX_BUCKETS,
@@ -58,6 +60,7 @@ def create_app(
     *,
     find_key: FindKey | None = None,
     limits: QueryLimits = QueryLimits(),
+    receipts: Receipts | None = None,
 ) -> falcon.App:
     """The WSGI application. `find_key(account_id, masked)` gives the id of the account's key that
     is shown so (`sk-toll-...****1234`), or None."""
@@ -67,6 +70,9 @@ def create_app(
     app.add_route("/v1/usage", RowsResource(store, callers))
     app.add_route("/api/v1/me/usage", buckets)
     app.add_route("/api/v1/usage", buckets)
+    if receipts is not None:
+        app.add_route("/v1/receipts/keys", ReceiptKeysRoute(receipts))
+        app.add_route("/v1/receipts/{request_id}", ReceiptRoute(receipts, callers.account))
     app.add_route("/internal/sql", SqlResource(store, callers, limits))
     app.add_route("/internal/health", HealthResource(store, callers))
     app.add_error_handler(Exception, _on_exception)

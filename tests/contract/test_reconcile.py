@@ -1,6 +1,5 @@
 """Reconciliation on the embedded parts, and on Kafka, PostgreSQL and ClickHouse over HTTP."""
 
-import contextlib
 import os
 import subprocess
 import sys
@@ -11,149 +10,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import delete, insert, update
 
-from schemas import config as schema
 from schemas.events import TOPIC
-from services.backends.clickhouse.client import ClickHouse
-from services.backends.clock import SystemClock
-from services.backends.outbox import Outbox
-from services.backends.settings import load
-from services.backends.sql import migrate
-from services.backends.sql.engine import write
 from services.backends.sql.tables import applied, balance, lease, limit_row, posting, settlement
-from services.core.ids import uuid7_hex, uuid7_text
-from services.meter.bootstrap import Meter, open_bus
-from services.meter.reconcile import reconcile
+from services.core.ids import uuid7_text
 from services.meter.replay import replay
-from tests.parts.books import USD, Books, record, records
-from tests.parts.kafka import kafka_broker  # noqa: F401
-from tests.parts.postgres import drop_database, postgres_url
+from tests.parts.books import USD, record, records
+from tests.parts.plant import EMBEDDED
 
-pytest_plugins = ["tests.parts.clickhouse_fixtures"]
+pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant_fixture"]
 
 TOLLGATE = Path(sys.executable).parent / "tollgate"
-
-
-class Plant:
-    """An installation whose roles run in threads of this process while `working`."""
-
-    def __init__(self, config: schema.Config) -> None:
-        self.config = config
-        self.books = Books(config.database.url, Path(config.data_dir))
-        self.bus = open_bus(config)
-        self.bus.ensure_topics()
-        self.folder = Path(config.data_dir) / config.outbox.path
-        self.outbox = self._worker()
-
-    def _worker(self) -> Outbox:
-        """One incarnation with an outbox; the leases of `books` are granted to it."""
-        name = f"edge-{uuid7_hex()}"
-        self.books.budgets.open_incarnation(name, "edge", "here")
-        self.books.incarnation = name
-        return Outbox.create(self.folder, name, self.config.outbox, SystemClock())
-
-    def write(self, events) -> None:
-        for event in events:
-            self.outbox.append_last(event)
-        self.outbox.sync()
-
-    @contextlib.contextmanager
-    def working(self, roles=("relay", "ledger", "clickhouse")):
-        stop = threading.Event()
-        meter = Meter(self.config, set(roles))
-        threads = [threading.Thread(target=loop, args=[stop]) for loop in meter.loops.values()]
-        for thread in threads:
-            thread.start()
-        try:
-            yield
-        finally:
-            stop.set()
-            for thread in threads:
-                thread.join(30)
-            meter.close()
-
-    def reconcile(self, wait_s: float = 0.0):
-        return reconcile(self.config, wait_s)
-
-    def catch_up(self, roles=("relay", "ledger", "clickhouse")):
-        """Lets the roles work until reconciliation may begin."""
-        with self.working(roles):
-            deadline = time.monotonic() + 60
-            while lagging := self._lagging():
-                assert time.monotonic() < deadline, lagging
-                time.sleep(0.1)
-
-    def _lagging(self) -> list[str]:
-        from services.backends.sql.books_audit import BooksAudit
-        from services.backends.sql.plans import Plans
-        from services.meter.reconcile_wait import NotCaughtUp, Waiter
-
-        engine = self.books.engine
-        waiter = Waiter(
-            self.folder, self.bus, TOPIC, BooksAudit(engine), self.books.store, Plans(engine)
-        )
-        try:
-            waiter.wait(0.0)
-        except NotCaughtUp as ex:
-            return ex.lagging
-        return []
-
-    def sql(self, statement) -> None:
-        write(self.books.engine, lambda connection: connection.execute(statement))
-
-    def clickhouse(self, *statements: str) -> None:
-        settings = self.config.clickhouse
-        opened = ClickHouse(settings.dsn, settings.database, folder=Path(self.config.data_dir))
-        for statement in statements:
-            opened.command(statement)
-        opened.close()
-
-    def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self.outbox.close()
-        self.books.close()
-        self.bus.close()
-
-
-EMBEDDED = pytest.param("embedded", id="embedded", marks=pytest.mark.part("chdb"))
-SERVED = pytest.param(
-    "served",
-    id="served",
-    marks=[pytest.mark.part(name) for name in ("kafka", "postgres", "clickhouse-http")],
-)
-
-
-def _config(request, tmp_path, database_name) -> schema.Config:
-    common = {"data_dir": str(tmp_path), "clickhouse__database": database_name}
-    if request.param == "embedded":
-        folder = request.getfixturevalue("chdb_folder")
-        url = f"sqlite:///{tmp_path / 'tollgate.db'}"
-        migrate.upgrade(url)
-        dsn = f"chdb:///{folder}/engine"
-        return load(None, {}, database__url=url, clickhouse__dsn=dsn, bus__partitions=3, **common)
-    broker = request.getfixturevalue("kafka_broker")
-    front = request.getfixturevalue("shared_front")
-    bus = broker.bus_config()
-    return load(
-        None,
-        {},
-        database__url=postgres_url(),
-        clickhouse__dsn=front.url,
-        bus__kind="kafka",
-        bus__bootstrap=bus.bootstrap,
-        bus__topic_prefix=bus.topic_prefix,
-        bus__partitions=3,
-        **common,
-    )
-
-
-@pytest.fixture(params=[EMBEDDED, SERVED])
-def plant(request, tmp_path, database_name):
-    config = _config(request, tmp_path, database_name)
-    made = Plant(config)
-    yield made
-    made.close()
-    if request.param == "served":
-        drop_database(config.database.url)
 
 
 def _story(plant, accounts: int = 4, pairs: int = 5):

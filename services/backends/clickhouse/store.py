@@ -71,10 +71,13 @@ class StoredRow(NamedTuple):
 
 
 class RequestStore:
-    """Raises ClickHouseUnavailable (ask the same again) and QueryRefused from every method."""
+    """Raises ClickHouseUnavailable (ask the same again) and QueryRefused from every method.
 
-    def __init__(self, clickhouse: ClickHouse) -> None:
+    `suffix` is put behind the names of both tables: a rebuild fills others."""
+
+    def __init__(self, clickhouse: ClickHouse, suffix: str = "") -> None:
         self.clickhouse = clickhouse
+        self._suffix = suffix
 
     def insert(self, topic: str, partition: int, rows: Sequence[Stored], token: str) -> None:
         """Stores both tables' rows of one range of the log. The same rows under the same token
@@ -89,26 +92,31 @@ class RequestStore:
             "requests", REQUEST_COLUMNS, request_columns(topic, partition, rows), f"r:{token}"
         )
 
-    def stored_event_ids(self, rows: Sequence[Stored]) -> set[str]:
-        """Which of the events of `rows` the table holds already, whatever their offset."""
+    def stored_event_ids(self, rows: Sequence[Stored], below: int | None = None) -> set[str]:
+        """Which of the events of `rows` the table holds already, whatever their offset, or with
+        one below `below`."""
         found: set[str] = set()
+        lookup = self._of(_LOOKUP)
+        if below is not None:
+            lookup += f"AND log_offset < {int(below)}"
         for at in range(0, len(rows), _LOOKUP_ROWS):
             part = rows[at : at + _LOOKUP_ROWS]
-            result = self.clickhouse.select(_LOOKUP, _lookup_parameters(part))
+            result = self.clickhouse.select(lookup, _lookup_parameters(part))
             found.update(row[0] for row in result.rows)
         return found
 
     def totals(self, topic: str, partition: int, end_offset: int) -> RangeTotals:
         """Totals of the partition's rows below `end_offset`."""
         result = self.clickhouse.select(
-            _TOTALS, {"topic": topic, "partition": partition, "end": end_offset}
+            self._of(_TOTALS), {"topic": topic, "partition": partition, "end": end_offset}
         )
         return RangeTotals(*(int(value) for value in result.rows[0]))
 
     def rows_between(self, topic: str, partition: int, first: int, last: int) -> list[StoredRow]:
         """The partition's rows with `first` <= offset <= `last`, in offset order."""
         result = self.clickhouse.select(
-            _BETWEEN, {"topic": topic, "partition": partition, "first": first, "last": last}
+            self._of(_BETWEEN),
+            {"topic": topic, "partition": partition, "first": first, "last": last},
         )
         return [StoredRow(*row) for row in result.rows]
 
@@ -119,10 +127,14 @@ class RequestStore:
     def close(self) -> None:
         self.clickhouse.close()
 
+    def _of(self, sql: str) -> str:
+        return sql.replace("FROM requests", f"FROM requests{self._suffix}")
+
     def _insert(
         self, table: str, types: dict[str, str], columns: list[Sequence[Any]], token: str
     ) -> None:
         if columns[0]:
+            table += self._suffix
             self.clickhouse.insert(table, list(types), list(types.values()), columns, token)
 
 

@@ -1,6 +1,8 @@
 """What the ClickHouse sink was about to insert: a plan is written before the insert and confirmed
 after it, so that a range whose outcome is unknown is inserted again exactly as it was cut."""
 
+import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import msgspec
@@ -10,6 +12,7 @@ from services.backends.sql.bulk import insert_new
 from services.backends.sql.engine import now_us, read, write
 from services.backends.sql.tables import sink_plan, sink_position
 
+_POLL_S = 0.02
 KEPT = 1000  # confirmed plans kept per partition, for reconciliation by range
 
 
@@ -162,6 +165,48 @@ class Plans:
                 for row in connection.execute(query.where(sink_position.c.topic == topic))
             },
         )
+
+    def hold(self, topic: str, fn: Callable[[], None], wait_s: float) -> None:
+        """Runs `fn` once while no plan is open and none can be opened: nobody inserts then. A
+        plan still open after `wait_s` is one that a dead sink left, and is not waited for. `fn`
+        takes milliseconds, for writers wait that long."""
+        deadline_s = time.monotonic() + wait_s
+        done = False
+
+        def attempt(connection: Connection) -> bool:
+            nonlocal done
+            mine = select(sink_position.c.partition).where(sink_position.c.topic == topic)
+            connection.execute(mine.order_by(sink_position.c.partition).with_for_update()).all()
+            still = select(sink_plan.c.id).where(
+                sink_plan.c.topic == topic, sink_plan.c.state == "OPEN"
+            )
+            waits = connection.execute(still.limit(1)).first() is not None
+            if waits and time.monotonic() < deadline_s:
+                return False
+            if not done:  # the transaction may run more than once
+                fn()
+                done = True
+            return True
+
+        while not write(self._engine, attempt):
+            time.sleep(_POLL_S)
+
+    def reached(self, topic: str) -> dict[int, int]:
+        """The offset behind everything that may have been inserted, by partition: the end of an
+        open plan, else the position."""
+        position = select(sink_position.c.partition, sink_position.c.next_offset)
+        planned = select(sink_plan.c.partition, sink_plan.c.last_offset + 1).where(
+            sink_plan.c.topic == topic, sink_plan.c.state == "OPEN"
+        )
+
+        def fn(connection: Connection) -> dict[int, int]:
+            ends: dict[int, int] = {}
+            for query in (position.where(sink_position.c.topic == topic), planned):
+                for partition, end in connection.execute(query):
+                    ends[partition] = max(ends.get(partition, 0), end)
+            return ends
+
+        return read(self._engine, fn)
 
 
 def _forget(connection: Connection, topic: str, partition: int) -> None:

@@ -1,0 +1,72 @@
+"""Puts a backup into an empty data folder."""
+
+import contextlib
+import hashlib
+import json
+import shutil
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from schemas.config import Config
+from services.backends.backup import BOOKS, FILES, LOG, MANIFEST, OUTBOX, VERSION, Places, places
+
+
+class CannotRestore(Exception):
+    """The backup is damaged or the data folder in use: says which; nothing was changed."""
+
+
+def restore(config: Config, folder: Path) -> dict[str, Any]:
+    """Copies the backup in `folder` to where `config` says. Returns its manifest.
+
+    The embedded analytics tables are filled from the log again: their sink starts at its
+    beginning. Raises CannotRestore."""
+    manifest = _checked(folder)
+    target = places(config)
+    _require_unused(target)
+    for name, path in ((BOOKS, target.books), (LOG, target.log)):
+        if (folder / name).exists():
+            if path is None:
+                raise CannotRestore(f"the backup has a {name}, the configuration no place for it")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / name, path)
+            path.chmod(0o640)
+    if target.books is not None and target.analytics is not None and target.books.exists():
+        _refill_analytics(target.books)
+    if (folder / OUTBOX).is_dir():
+        shutil.copytree(folder / OUTBOX, target.outbox, dirs_exist_ok=True)
+    if (folder / FILES).is_dir():
+        shutil.copytree(folder / FILES, target.data_dir, dirs_exist_ok=True)
+    return manifest
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_bytes())
+        files = dict(manifest["files"])
+    except (OSError, ValueError, LookupError, TypeError) as ex:
+        raise CannotRestore(f"{folder} holds no complete backup: {ex}") from ex
+    if manifest.get("version") != VERSION:
+        raise CannotRestore(f"a backup of version {manifest.get('version')}, not {VERSION}")
+    for name, digest in files.items():
+        path = folder / name
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            raise CannotRestore(f"{path} is not what was backed up")
+    return dict(manifest)
+
+
+def _require_unused(target: Places) -> None:
+    found = [
+        path for path in (target.books, target.log, target.analytics) if path and path.exists()
+    ]
+    found += [path for path in (target.outbox,) if path.is_dir() and any(path.iterdir())]
+    if found:
+        raise CannotRestore(f"{found[0]} exists: restore into an empty data folder")
+
+
+def _refill_analytics(books: Path) -> None:
+    with contextlib.closing(sqlite3.connect(books, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        connection.execute("DELETE FROM sink_plan")
+        connection.execute("DELETE FROM sink_position")
+        connection.execute("COMMIT")

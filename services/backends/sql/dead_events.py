@@ -1,0 +1,107 @@
+"""What the ledger set aside: read by people, closed by `tollgate dead`."""
+
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import Connection, Engine, Row, select, update
+
+from services.backends.sql.engine import read
+from services.backends.sql.tables import applied, dead_event
+
+DEAD: Final = "dead"
+REPLAYED: Final = "replayed"
+DISMISSED: Final = "dismissed"
+
+
+class DeadEvent(msgspec.Struct, frozen=True):
+    """One event as it was read. `state`: dead | replayed | dismissed; `dead_at` microseconds."""
+
+    id: int
+    topic: str
+    partition: int
+    offset: int
+    event_id: str
+    account_id: str  # the partition key
+    reason: str
+    detail: str
+    body: bytes
+    state: str
+    dead_at: int
+
+
+class NoSuchDeadEvent(LookupError):
+    """There is no dead event of that number."""
+
+
+class DeadEvents:
+    """Over the SQL database. Every method may raise DatabaseUnavailable."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def listed(
+        self, *, state: str = "", reason: str = "", after: int = 0, limit: int = 100
+    ) -> list[DeadEvent]:
+        """In the order of arrival, those with a number above `after`; empty texts mean any."""
+        query = _ALL.where(dead_event.c.id > after).order_by(dead_event.c.id).limit(limit)
+        if state:
+            query = query.where(dead_event.c.state == state)
+        if reason:
+            query = query.where(dead_event.c.reason == reason)
+        return read(
+            self._engine, lambda connection: [_dead(row) for row in connection.execute(query)]
+        )
+
+    def get(self, dead_id: int) -> DeadEvent:
+        """Raises NoSuchDeadEvent."""
+        return read(self._engine, lambda connection: _one(connection, dead_id, lock=False))
+
+    def between(
+        self, connection: Connection, topic: str, partition: int, first: int, last: int
+    ) -> dict[int, DeadEvent]:
+        """Those of a range of the log, by offset."""
+        query = _ALL.where(
+            dead_event.c.topic == topic,
+            dead_event.c.partition == partition,
+            dead_event.c.offset.between(first, last),
+        )
+        return {row.offset: _dead(row) for row in connection.execute(query)}
+
+
+def lock(connection: Connection, dead_id: int) -> DeadEvent:
+    """The event, for a change in the caller's transaction. Raises NoSuchDeadEvent."""
+    return _one(connection, dead_id, lock=True)
+
+
+def close(connection: Connection, dead_id: int, state: str) -> None:
+    """From now on it is `replayed` or `dismissed`, for good."""
+    connection.execute(update(dead_event).where(dead_event.c.id == dead_id).values(state=state))
+
+
+def give_reason(connection: Connection, dead_id: int, reason: str, detail: str) -> None:
+    """It stays dead, now for another reason."""
+    connection.execute(
+        update(dead_event).where(dead_event.c.id == dead_id).values(reason=reason, detail=detail)
+    )
+
+
+def applied_hash(connection: Connection, event_id: str) -> str:
+    """Of the bytes that the ledger took under this id; empty when it took none."""
+    query = select(applied.c.body_hash).where(applied.c.event_id == event_id)
+    return connection.execute(query).scalar_one_or_none() or ""
+
+
+_ALL: Final = select(*(dead_event.c[name] for name in DeadEvent.__struct_fields__))
+
+
+def _one(connection: Connection, dead_id: int, *, lock: bool) -> DeadEvent:
+    query = _ALL.where(dead_event.c.id == dead_id)
+    row = connection.execute(query.with_for_update() if lock else query).one_or_none()
+    if row is None:
+        raise NoSuchDeadEvent(f"there is no dead event {dead_id}")
+    return _dead(row)
+
+
+def _dead(row: Row[Any]) -> DeadEvent:
+    values = dict(row._mapping)
+    return DeadEvent(**{**values, "body": bytes(values["body"])})

@@ -1,0 +1,101 @@
+"""Workers as the centre knows them, and the tombstone of one whose host is lost."""
+
+from typing import NamedTuple
+
+import msgspec
+from sqlalchemy import Connection, Engine, case, func, select, update
+
+from services.backends.sql.budgets import Budgets
+from services.backends.sql.engine import now_us, read, write
+from services.backends.sql.outbox import audit
+from services.backends.sql.tables import incarnation, lease
+
+
+class IncarnationState(msgspec.Struct, frozen=True):
+    """`leases` live ones, with `leased_nano` left in them; times in microseconds, 0: not yet."""
+
+    id: str
+    role: str
+    host: str
+    state: str
+    opened_at: int
+    closing_at: int
+    closed_at: int
+    leases: int
+    leased_nano: int
+
+
+class Lost(NamedTuple):
+    """`leases` were ended and gave `returned_nano` back; both 0 when it was done before."""
+
+    leases: int
+    returned_nano: int
+
+
+class NoSuchIncarnation(LookupError):
+    """There is no incarnation of that name."""
+
+
+class Incarnations:
+    """Over the SQL database. Every method may raise DatabaseUnavailable."""
+
+    def __init__(self, engine: Engine, budgets: Budgets) -> None:
+        self._engine = engine
+        self._budgets = budgets
+
+    def listed(self, *, finished: bool = False) -> list[IncarnationState]:
+        """Oldest first; without `finished` only those that run or still hold money."""
+        live = lease.c.state != "closed"
+        left_nano = case((live, lease.c.amount_nano - lease.c.consumed_nano), else_=0)
+        count = func.sum(case((live, 1), else_=0))
+        query = (
+            select(
+                incarnation.c.id,
+                incarnation.c.role,
+                incarnation.c.host,
+                incarnation.c.state,
+                incarnation.c.opened_at,
+                func.coalesce(incarnation.c.closing_at, 0),
+                func.coalesce(incarnation.c.closed_at, 0),
+                func.coalesce(count, 0),
+                func.coalesce(func.sum(left_nano), 0),
+            )
+            .outerjoin_from(incarnation, lease, lease.c.incarnation_id == incarnation.c.id)
+            .group_by(incarnation.c.id)
+            .order_by(incarnation.c.opened_at, incarnation.c.id)
+        )
+        if not finished:
+            query = query.having(
+                (func.coalesce(count, 0) > 0) | incarnation.c.state.in_(("open", "closing"))
+            )
+        rows = read(self._engine, lambda connection: connection.execute(query).all())
+        return [IncarnationState(*row[:7], int(row[7]), int(row[8])) for row in rows]
+
+    def lose(self, incarnation_id: str, *, actor: str = "operator") -> Lost:
+        """Writes the tombstone: its leases end as they stand and what they have left returns.
+        What comes of it later is our loss. Repeating it changes nothing.
+
+        Raises NoSuchIncarnation."""
+
+        def fn(connection: Connection) -> Lost:
+            query = select(incarnation.c.state).where(incarnation.c.id == incarnation_id)
+            state = connection.execute(query.with_for_update()).scalar_one_or_none()
+            if state is None:
+                raise NoSuchIncarnation(f"there is no incarnation {incarnation_id!r}")
+            held = select(lease.c.id).where(
+                lease.c.incarnation_id == incarnation_id, lease.c.state != "closed"
+            )
+            ids = list(connection.execute(held.order_by(lease.c.id)).scalars())
+            if not ids and state in ("closed", "lost"):
+                return Lost(0, 0)
+            connection.execute(
+                update(incarnation)
+                .where(incarnation.c.id == incarnation_id)
+                .values(state="lost", closed_at=func.coalesce(incarnation.c.closed_at, now_us()))
+            )
+            returned_nano = self._budgets.end_leases(connection, ids)
+            detail = {"leases": str(len(ids)), "returned_nano": str(returned_nano)}
+            audit(connection, "incarnation.lost", incarnation_id, actor, detail)
+            return Lost(len(ids), returned_nano)
+
+        return write(self._engine, fn)

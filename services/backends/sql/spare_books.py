@@ -1,0 +1,90 @@
+"""A second set of books: what a rebuild needs beside the log, and whether a ledger is empty."""
+
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Table, func, insert, select
+
+from services.backends.sql.engine import read, write
+from services.backends.sql.tables import (
+    account,
+    applied,
+    balance,
+    dead_event,
+    limit_row,
+    posting,
+    price_schedule,
+    price_version,
+    settlement,
+    sql_outbox,
+    wallet_movement,
+)
+
+LEDGER: Final = (applied, settlement, posting, balance)
+# In the order of their foreign keys. `dead_event` is what people decided about single events; the
+# rest is the catalog that the sink asks, and the movements.
+_BESIDE: Final = (limit_row, account, price_version, price_schedule, wallet_movement, dead_event)
+_PAGE: Final = 5_000
+_SERIAL: Final = frozenset({price_schedule.name, dead_event.name})  # the database numbers them
+
+
+def ledger_is_empty(engine: Engine) -> bool:
+    """Whether no event was ever applied here. Raises DatabaseUnavailable."""
+    return _are_empty(engine, LEDGER)
+
+
+def is_untouched(engine: Engine) -> bool:
+    """Whether a migrated database holds nothing of anybody. Raises DatabaseUnavailable."""
+    return _are_empty(engine, (*LEDGER, *_BESIDE))
+
+
+def copy_beside(source: Engine, target: Engine) -> None:
+    """Copies what is not the ledger but is needed to read the log. Nothing is leased in the copy.
+    Raises DatabaseUnavailable."""
+    for table in _BESIDE:
+        offset = 0
+        while _copy_page(source, target, table, offset):
+            offset += _PAGE
+
+
+def _copy_page(source: Engine, target: Engine, table: Table, offset: int) -> bool:
+    query = select(table).order_by(*table.primary_key.columns).offset(offset).limit(_PAGE)
+    rows = read(source, lambda connection: _rows(connection, query, table))
+    if rows:
+        write(target, lambda connection: connection.execute(insert(table), rows))
+    return bool(rows)
+
+
+def unposted_movements(engine: Engine) -> int:
+    """How many wallet movements the ledger has not, although they were sent."""
+    query = (
+        select(func.count())
+        .select_from(wallet_movement)
+        .outerjoin(applied, applied.c.event_id == wallet_movement.c.id + ":wallet_movement")
+        .outerjoin(sql_outbox, sql_outbox.c.event_id == wallet_movement.c.id + ":wallet_movement")
+        .where(applied.c.event_id.is_(None), func.coalesce(sql_outbox.c.shipped, True))
+    )
+    return int(read(engine, lambda connection: connection.execute(query).scalar_one()))
+
+
+def balances(engine: Engine) -> dict[str, tuple[int, int]]:
+    """ledger account -> nano-USD and number of postings."""
+    query = select(balance.c.ledger_account, balance.c.amount_nano, balance.c.postings)
+    rows = read(engine, lambda connection: connection.execute(query).all())
+    return {row[0]: (int(row[1]), int(row[2])) for row in rows}
+
+
+def _are_empty(engine: Engine, tables: tuple[Table, ...]) -> bool:
+    def fn(connection: Connection) -> bool:
+        return all(connection.execute(select(each).limit(1)).first() is None for each in tables)
+
+    return read(engine, fn)
+
+
+def _rows(connection: Connection, query: Any, table: Table) -> list[dict[str, Any]]:
+    rows = [dict(row._mapping) for row in connection.execute(query)]
+    for row in rows:
+        if table.name in _SERIAL:
+            del row["id"]
+        if table is limit_row:
+            row["leased_nano"] = 0
+    return rows

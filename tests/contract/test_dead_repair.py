@@ -1,0 +1,293 @@
+"""`tollgate dead` and `tollgate incarnation`: on both databases, and proved by reconciliation."""
+
+import json
+
+import msgspec
+import pytest
+from sqlalchemy import insert
+
+from schemas.errors import Outcome
+from schemas.events import TOPIC, encode
+from services.backends.bus.port import Message, Record
+from services.backends.sql.dead_events import DeadEvents, NoSuchDeadEvent
+from services.backends.sql.engine import write
+from services.backends.sql.incarnations import Incarnations, NoSuchIncarnation
+from services.backends.sql.tables import account, limit_row, sql_outbox
+from services.core.ids import uuid7_text
+from services.core.prices import PriceBook
+from services.meter.dead_repair import AlreadyClosed, DeadRepair, StillDead
+from tests.parts.books import MODEL, USD, Books, now_us, record, records
+from tests.parts.postgres import database_url  # noqa: F401
+
+pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant_fixture"]
+
+
+@pytest.fixture
+def books(database_url, tmp_path):  # noqa: F811
+    world = Books(database_url, tmp_path)
+    yield world
+    world.close()
+
+
+def _repair(books) -> DeadRepair:
+    return DeadRepair(books.engine, books.reader)
+
+
+def _feed(books, given: list[Record], *, first: int = 0) -> None:
+    sink = books.sink()
+    at = sink.claim(0).next_offset
+    messages = [
+        Message(TOPIC, 0, at + n, r.key, r.value, now_us()) for n, r in enumerate(given, first)
+    ]
+    sink.handle(0, messages)
+
+
+def _numbers(books, reason: str = "") -> list[int]:
+    return [each.id for each in DeadEvents(books.engine).listed(state="dead", reason=reason)]
+
+
+def _audits(books, action: str) -> list[dict]:
+    bodies = [json.loads(row.body) for row in books.rows(sql_outbox)]
+    return [each for each in bodies if each.get("action") == action]
+
+
+def _other_prices(books) -> tuple[PriceBook, str]:
+    """A book with a dearer model, not imported yet, and the id that it will have."""
+    model = books.prices.book.models[MODEL]
+    dearer = msgspec.structs.replace(model, classes={k: v * 2 for k, v in model.classes.items()})
+    book = msgspec.structs.replace(books.prices.book, models={MODEL: dearer})
+    return book, book.version_id()
+
+
+def _under_other_prices(books, usage):
+    version_id = _other_prices(books)[1]
+    return msgspec.structs.replace(
+        usage,
+        price_version=version_id,
+        cost_nano=usage.cost_nano * 2,
+        charged_nano=usage.charged_nano * 2,
+        provider_cost_nano=usage.provider_cost_nano * 2,
+    )
+
+
+def test_a_missing_price_version_is_imported_and_its_usage_booked_once(books):
+    account_id = books.account(10)
+    lease = books.lease(account_id, 2 * USD)
+    request, usage = lease.pair()
+    usage = _under_other_prices(books, usage)
+    given = books.sql_records() + records([request, usage, lease.close()])
+    _feed(books, given)
+    (number,) = _numbers(books, "unknown_price_version")
+    assert books.limits()["wallet", account_id] == (10 * USD, 0, 2 * USD)
+
+    with pytest.raises(StillDead, match="unknown_price_version"):
+        _repair(books).replay(number)
+    assert books.wallet(account_id) == 10 * USD
+
+    models = _other_prices(books)[0].models
+    assert books.catalog.import_prices(models, now_us()).id == usage.price_version
+    assert _repair(books).replay(number) is True
+    assert books.wallet(account_id) == 10 * USD - 9_000_000
+    assert books.limits()["wallet", account_id] == (10 * USD, 9_000_000, 0)
+    assert books.leases()[lease.lease_id][3] == "closed"
+    books.check()
+
+    before = books.state()
+    assert _repair(books).replay(number) is False
+    _feed(books, given)
+    assert books.state() == before, "neither a second replay nor the log books it again"
+    assert [each["subject"] for each in _audits(books, "dead.replay")] == [
+        f"{TOPIC}/0/{len(given) - 2}"
+    ]
+    with pytest.raises(AlreadyClosed):
+        _repair(books).dismiss(number)
+
+
+def test_a_dismissed_usage_is_free_and_its_money_returns(books):
+    account_id = books.account(10)
+    lease = books.lease(account_id, 2 * USD)
+    request, usage = lease.pair()
+    wrong = msgspec.structs.replace(usage, cost_nano=9, charged_nano=9)
+    _feed(books, books.sql_records() + records([request, wrong, *lease.pair(), lease.close()]))
+    (number,) = _numbers(books)
+    assert books.limits()["wallet", account_id] == (10 * USD, 4_500_000, 2 * USD - 4_500_000)
+    assert _repair(books).dismiss(number, note="the worker's build was bad") is True
+    assert books.limits()["wallet", account_id] == (10 * USD, 4_500_000, 0)
+    assert books.wallet(account_id) == 10 * USD - 4_500_000
+    books.check()
+    before = books.state()
+    assert _repair(books).dismiss(number) is False
+    assert books.state() == before
+    assert [each["detail"]["note"] for each in _audits(books, "dead.dismiss")] == [
+        "the worker's build was bad"
+    ]
+    with pytest.raises(AlreadyClosed):
+        _repair(books).replay(number)
+
+
+def test_an_unknown_account_is_made_and_its_event_booked(books):
+    lease = books.lease(books.account(1), USD)
+    error = msgspec.structs.replace(
+        lease.error(uuid7_text(), provider_cost_nano=7), account_id="acct_late", lease_id=""
+    )
+    _feed(books, [record(error)])
+    (number,) = _numbers(books, "unknown_account")
+    with pytest.raises(StillDead):
+        _repair(books).replay(number)
+
+    def make(connection):
+        wallet = {"id": "lim_late", "kind": "wallet", "subject": "acct_late", "limit_nano": 0}
+        connection.execute(insert(limit_row).values(wallet | {"settled_nano": 0, "leased_nano": 0}))
+        row = {"id": "acct_late", "name": "late", "kind": "individual", "status": "active"}
+        row |= {"wallet_limit_id": "lim_late", "created_at": now_us()}
+        connection.execute(insert(account).values(row))
+
+    write(books.engine, make)
+    assert _repair(books).replay(number)
+    assert books.balances()["loss"] == -7
+    books.check()
+
+
+def test_a_free_event_is_counted_in_its_lease_once(books):
+    account_id = books.account(10)
+    lease = books.lease(account_id, USD)
+    request = lease.request()
+    error = msgspec.structs.replace(
+        lease.error(request.request_id, provider_cost_nano=3),
+        occurred_at=now_us() - 500 * 864 * 10**8,
+    )
+    more = lease.pair()
+    _feed(books, books.sql_records() + records([request, error, *more]))
+    (number,) = _numbers(books, "too_old")
+    assert books.leases()[lease.lease_id][2] == 4
+    assert _repair(books).replay(number)
+    assert books.leases()[lease.lease_id][2] == 4
+    _feed(books, [record(lease.close())])
+    assert books.leases()[lease.lease_id][3] == "closed"
+    books.check()
+
+
+def test_what_could_not_be_read_waits_for_a_build_that_can(books):
+    account_id = books.account(10)
+    lease = books.lease(account_id, USD)
+    request, usage = lease.pair()
+    newer = msgspec.json.decode(encode(request)) | {"v": 2}
+    body = Record(account_id, msgspec.json.encode(newer))
+    _feed(books, [*books.sql_records(), body, record(usage), record(lease.close())])
+    (number,) = _numbers(books, "unknown_version")
+    with pytest.raises(StillDead):
+        _repair(books).replay(number)
+    assert books.leases()[lease.lease_id][3] == "closing"
+    assert _repair(books).dismiss(number)
+    assert books.leases()[lease.lease_id][3] == "closed", "it was not counted before"
+    books.check()
+
+
+def test_a_second_terminal_is_no_answer_and_can_be_dismissed(books):
+    account_id = books.account(10)
+    lease = books.lease(account_id, USD)
+    request, usage = lease.pair()
+    error = lease.error(request.request_id)
+    other = msgspec.structs.replace(usage, outcome=Outcome.CLIENT_ABORTED)
+    _feed(books, books.sql_records() + records([request, usage, error, other, lease.close()]))
+    second, conflict = _numbers(books, "hash_conflict")
+    for number in (second, conflict):
+        with pytest.raises(StillDead, match="hash_conflict"):
+            _repair(books).replay(number)
+    assert _repair(books).dismiss(conflict)
+    assert books.leases()[lease.lease_id][3] == "closing", "the usage itself was counted"
+    assert _repair(books).dismiss(second)
+    assert books.leases()[lease.lease_id][3] == "closed"
+    assert books.wallet(account_id) == 10 * USD - 4_500_000
+    books.check()
+
+
+def test_a_lease_that_ended_meanwhile_makes_the_replay_our_loss(books):
+    account_id = books.account(10)
+    lease = books.lease(account_id, 2 * USD)
+    usage = _under_other_prices(books, lease.usage(uuid7_text()))
+    _feed(books, [*books.sql_records(), record(usage)])
+    (number,) = _numbers(books)
+    books.catalog.import_prices(_other_prices(books)[0].models, now_us())
+    Incarnations(books.engine, books.budgets).lose(books.incarnation)
+    for _ in range(2):
+        with pytest.raises(StillDead, match="late"):
+            _repair(books).replay(number)
+    assert books.wallet(account_id) == 10 * USD
+    assert books.balances()["loss"] == -9_000_000
+    assert _repair(books).dismiss(number)
+    assert books.balances()["loss"] == -9_000_000
+    books.check()
+
+
+def test_numbers_that_do_not_exist(books):
+    with pytest.raises(NoSuchDeadEvent):
+        _repair(books).replay(1)
+    with pytest.raises(NoSuchDeadEvent):
+        _repair(books).dismiss(1)
+
+
+# -- lost incarnations ---------------------------------------------------------------------------
+
+
+def test_a_lost_incarnation_returns_its_money_and_its_late_events_are_our_loss(books):
+    account_id = books.account(10)
+    lease = books.lease(account_id, 2 * USD)
+    _feed(books, books.sql_records() + records(lease.pair()))
+    incarnations = Incarnations(books.engine, books.budgets)
+    (listed,) = incarnations.listed()
+    assert (listed.state, listed.leases) == ("open", 1)
+    assert listed.leased_nano == 2 * USD - 4_500_000
+    lost = incarnations.lose(books.incarnation)
+    assert lost == (1, 2 * USD - 4_500_000)
+    assert incarnations.lose(books.incarnation) == (0, 0)
+    assert len(_audits(books, "incarnation.lost")) == 1
+    assert incarnations.listed() == []
+    assert [each.state for each in incarnations.listed(finished=True)] == ["lost"]
+    assert books.limits()["wallet", account_id] == (10 * USD, 4_500_000, 0)
+    assert books.budgets.sync(books.incarnation, []).state == "lost"
+
+    failed = lease.request()
+    events = [*lease.pair(), failed, lease.error(failed.request_id, provider_cost_nano=11)]
+    _feed(books, records([*events, lease.close(), books.closed()]))
+    assert books.wallet(account_id) == 10 * USD - 4_500_000, "never the customer's"
+    assert books.balances()["loss"] == -4_500_000 - 11
+    assert {reason for _, reason in books.dead()} == {"late"}
+    assert [each.state for each in incarnations.listed(finished=True)] == ["lost"]
+    books.check()
+    with pytest.raises(NoSuchIncarnation):
+        incarnations.lose("edge-0")
+
+
+# -- all parts -----------------------------------------------------------------------------------
+
+
+def test_reconciliation_holds_before_and_after(plant):
+    books = plant.books
+    leases = [books.lease(books.account(10), 2 * USD) for _ in range(3)]
+    fixable = _under_other_prices(books, leases[0].usage(uuid7_text()))
+    hopeless = msgspec.structs.replace(leases[1].usage(uuid7_text()), charged_nano=1)
+    old = leases[1].usage(uuid7_text())
+    old.occurred_at -= 500 * 86_400 * 1_000_000
+    ended = [each.close() for each in leases[:2]]
+    plant.write([fixable, hopeless, old, *leases[2].pair(), *ended])
+    plant.catch_up()
+    assert plant.reconcile().exit_code == 0, plant.reconcile().text()
+    books.catalog.import_prices(_other_prices(books)[0].models, now_us())
+    (number,) = _numbers(books, "unknown_price_version")
+    assert _repair(books).replay(number)
+    (number,) = _numbers(books, "too_old")
+    assert _repair(books).replay(number)
+    (number,) = _numbers(books, "price_mismatch")
+    assert _repair(books).dismiss(number)
+    Incarnations(books.engine, books.budgets).lose(books.incarnation)
+    failed = leases[2].request()
+    late = [*leases[2].pair(), failed, leases[2].error(failed.request_id, provider_cost_nano=5)]
+    plant.write(late)
+    plant.catch_up()
+    report = plant.reconcile()
+    assert report.exit_code == 0, report.text()
+    assert report.dead == 1 + 4
+    assert all(leased == 0 for _, _, leased in books.limits().values())
+    assert books.balances()["loss"] == -4_500_000 - 5
+    books.check()
