@@ -26,13 +26,12 @@ from gevent.pool import Pool
 from gevent.server import StreamServer
 from gunicorn import util
 from gunicorn.http import errors as http_errors
-from gunicorn.http.message import Request
-from gunicorn.http.parser import RequestParser
 from gunicorn.http.wsgi import FileWrapper
 from gunicorn.workers.base import Worker
 from gunicorn.workers.ggevent import GeventWorker
 from setproctitle import setproctitle
 
+from services.edge.http_environ import CheckedParser, ContinueInput, environ_of, unread
 from services.edge.http_response import Response
 
 log = logging.getLogger(__name__)
@@ -44,27 +43,12 @@ _DRAIN_BYTES_MAX: Final = 256 * 1024  # of a body nobody read, to keep the conne
 _DRAIN_S: Final = 1.0
 _LINGER_S: Final = 2.0  # reading on after an early answer, so that a reset does not destroy it
 
-# Underscore names that clients really send (older Codex). Any other is dropped: it would take the
-# environ key of the hyphenated header, which a proxy in front may have filtered.
-UNDERSCORE_HEADERS: Final = ("SESSION_ID", "CONVERSATION_ID")
-
 _REFUSALS: Final[tuple[tuple[type[Exception], int, str], ...]] = (
     (http_errors.LimitRequestLine, 414, "URI Too Long"),
     (http_errors.LimitRequestHeaders, 431, "Request Header Fields Too Large"),
     (http_errors.UnsupportedTransferCoding, 501, "Not Implemented"),
     (http_errors.ExpectationFailed, 417, "Expectation Failed"),
 )
-
-
-class CheckedRequest(Request):  # type: ignore[misc]
-    """gunicorn's request head; of underscore names only ours pass, from any peer."""
-
-    def _peer_trusted_for_forwarded(self) -> tuple[dict[str, str], tuple[str, ...]]:
-        return {}, UNDERSCORE_HEADERS
-
-
-class CheckedParser(RequestParser):  # type: ignore[misc]
-    mesg_class = CheckedRequest
 
 
 class TollgateWorker(GeventWorker):  # type: ignore[misc]
@@ -193,7 +177,7 @@ class TollgateWorker(GeventWorker):  # type: ignore[misc]
         self, base: dict[str, Any], parser: Any, req: Any, client: Any, address: Any
     ) -> bool:
         """One request. False when the connection cannot serve another."""
-        environ = _environ(base, req, client, address)
+        environ = environ_of(base, req, client, address)
         response = Response(req, client, not self.alive)
         try:
             blocks = self.wsgi(environ, response.start_response)
@@ -217,7 +201,7 @@ class TollgateWorker(GeventWorker):  # type: ignore[misc]
                     client, 500, "Internal Server Error", "internal_error", "internal error"
                 )
             return False  # a cut answer is how the client learns of it
-        if _unread(req.body) and not _drain_body(parser, environ, response):
+        if unread(req.body) and not _drain_body(parser, environ, response):
             _linger(client)
             return False
         return not response.close_after
@@ -231,74 +215,10 @@ def _tame_the_collector() -> None:
     gc.set_threshold(50_000, 20, 20)
 
 
-def _environ(base: dict[str, Any], req: Any, client: Any, address: Any) -> dict[str, Any]:
-    environ = base.copy()
-    body = req.body
-    if req._expected_100_continue:
-        body = _ContinueInput(client, body)
-    environ["wsgi.input"] = body
-    environ["gunicorn.socket"] = client
-    environ["REQUEST_METHOD"] = req.method
-    environ["QUERY_STRING"] = req.query
-    environ["RAW_URI"] = req.uri
-    path = req.path
-    environ["PATH_INFO"] = util.unquote_to_wsgi_str(path) if "%" in path else path
-    environ["SERVER_PROTOCOL"] = "HTTP/1.1" if req.version >= (1, 1) else "HTTP/1.0"
-    if isinstance(address, tuple):
-        environ["REMOTE_ADDR"] = address[0]
-        environ["REMOTE_PORT"] = str(address[1])
-    underscored = None
-    for name, value in req.headers:
-        key = _keys.get(name) or _key(name)
-        if "_" in name:
-            underscored = underscored or []
-            underscored.append((key, value))
-        elif key in environ:
-            environ[key] += "," + value
-        else:
-            environ[key] = value
-    if underscored:
-        for key, value in underscored:
-            environ.setdefault(key, value)  # never joined to, nor instead of, the hyphenated header
-    return environ
-
-
-_keys: dict[str, str] = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONTENT_LENGTH"}
-
-
-def _key(name: str) -> str:
-    key = "HTTP_" + name.replace("-", "_")
-    if len(_keys) < 1000:
-        _keys[name] = key
-    return key
-
-
-class _ContinueInput:
-    """A body whose client waits for `100 Continue`: sent when somebody wants the body."""
-
-    def __init__(self, client: Any, body: Any) -> None:
-        self._client = client
-        self._body = body
-        self.wanted = False
-
-    def read(self, size: int | None = None) -> bytes:
-        if not self.wanted:
-            self.wanted = True
-            self._client.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
-        data: bytes = self._body.read(size)
-        return data
-
-
-def _unread(body: Any) -> bool:
-    """Whether some of the body may still be on the wire."""
-    left: int | None = getattr(body.reader, "length", None)  # None: chunked
-    return left != 0
-
-
 def _drain_body(parser: Any, environ: dict[str, Any], response: Response) -> bool:
     """Reads what is left of a small body, so that the connection can go on."""
     body = environ["wsgi.input"]
-    if response.close_after or (isinstance(body, _ContinueInput) and not body.wanted):
+    if response.close_after or (isinstance(body, ContinueInput) and not body.wanted):
         return False
     done: bool = parser.finish_body(time.monotonic() + _DRAIN_S, _DRAIN_BYTES_MAX)
     return done

@@ -197,6 +197,7 @@ def test_a_forwarded_scheme_is_not_believed(server, name):
         (b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", 414),
         (b"GET / HTTP/1.1\r\nhost: x\r\nx: " + b"a" * 40_000 + b"\r\n\r\n", 431),
         (b"GET / HTTP/1.1\r\nhost: x\r\n" + b"x: 1\r\n" * 210 + b"\r\n", 431),
+        (b"GET / HTTP/1.1\r\nhost: x\r\n" + (b"x: " + b"a" * 3000 + b"\r\n") * 60 + b"\r\n", 431),
     ],
 )
 def test_a_malformed_head_is_refused_as_json_and_ends_the_connection(server, request_bytes, status):

@@ -88,6 +88,7 @@ class RawUpstream:
 
     def stop(self, join_s: float = 5.0) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join(join_s)
         self._listener.close()
         for sock in self._socks:
             try:
@@ -108,8 +109,8 @@ class RawUpstream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             number, self.connections = self.connections, self.connections + 1
             thread = threading.Thread(target=self._one, args=(sock, number), daemon=True)
-            self._threads.append(thread)
             thread.start()
+            self._threads.append(thread)
 
     def _one(self, sock: socket.socket, number: int) -> None:
         try:
