@@ -84,7 +84,8 @@ def _machine() -> dict[str, str]:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             cpu = line.partition(":")[2].strip()
-    return {"cpus": str(os.cpu_count()), "cpu": cpu, "wrk": load.version()}
+    busy = f"{os.getloadavg()[0]:.1f}"  # before the bench: other work on the machine
+    return {"cpus": str(os.cpu_count()), "cpu": cpu, "wrk": load.version(), "load": busy}
 
 
 def _measure(bench: Bench, folder: Path, asked: argparse.Namespace, names: list[str]) -> None:
