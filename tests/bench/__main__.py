@@ -84,7 +84,7 @@ def _machine() -> dict[str, str]:
     for line in Path("/proc/cpuinfo").read_text().splitlines():
         if line.startswith("model name"):
             cpu = line.partition(":")[2].strip()
-    busy = f"{os.getloadavg()[0]:.1f}"  # before the bench: other work on the machine
+    busy = f"{os.getloadavg()[0]:.1f}"  # before the bench begins
     return {"cpus": str(os.cpu_count()), "cpu": cpu, "wrk": load.version(), "load": busy}
 
 

@@ -22,7 +22,7 @@ def markdown(bench: Bench) -> str:
         f"{bench.made_at}, {bench.machine['cpus']} CPUs ({bench.machine['cpu']}), wrk "
         f"{bench.machine['wrk']} and upstream on the same CPUs. {bench.rounds} interleaved rounds "
         f"of {bench.seconds:g} s; shown are the median and, in brackets, the least and the "
-        "greatest. One worker each. Load of the machine by other work at the start: "
+        "greatest. One worker each. Load average of the machine at the start: "
         f"{bench.machine['load']}. Made by `scripts/bench`.\n",
         _what_ran(bench),
         "## Answers per second\n",
