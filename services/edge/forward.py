@@ -1,5 +1,6 @@
 """Forwards usage queries to the meter's query API with the caller's identity, signed."""
 
+from typing import Final
 from urllib.parse import quote
 
 import falcon
@@ -7,6 +8,7 @@ import gevent
 
 from schemas.errors import Code
 from services.backends.query_client import QueryUnavailable
+from services.core.catalog import Key
 from services.core.dialects import DIALECTS
 from services.core.errors import Refusal
 from services.core.ids import uuid7_text
@@ -14,6 +16,9 @@ from services.edge.authenticate import authenticate
 from services.edge.headers import accounting, client_headers
 from services.edge.refuse import render
 from services.edge.worker import Worker
+
+PATIENCE_S: Final = 10.0
+RETRY_S: Final = 0.2
 
 
 class ForwardResource:
@@ -32,19 +37,8 @@ class ForwardResource:
             _, key = authenticate(
                 self._worker.snapshots, headers, req.params, self._worker.clock.now_us()
             )
-            try:
-                status, body = self._worker.queries.forward(
-                    self._path.format(**{k: quote(v, safe="") for k, v in fields.items()}),
-                    req.query_string,
-                    key.account_id,
-                    key.id,
-                )
-            except QueryUnavailable as ex:
-                raise Refusal(
-                    Code.UNAVAILABLE, "usage cannot be read now; billing is not affected"
-                ) from ex
-            resp.status = status
-            resp.data = body
+            path = self._path.format(**{k: quote(v, safe="") for k, v in fields.items()})
+            resp.status, resp.data = self._ask(path, req.query_string, key)
             resp.content_type = "application/json"
             gevent.sleep(0)
         except Refusal as ex:
@@ -53,3 +47,18 @@ class ForwardResource:
         resp.set_headers(
             accounting(remaining_nano=remaining_nano, estimate_credits=0, request_id=request_id)
         )
+
+    def _ask(self, path: str, query_string: str, key: Key) -> tuple[int, bytes]:
+        """Status and body of the meter's answer; patient while the meter starts, for it is ready
+        a moment after the edge. Raises Refusal(UNAVAILABLE)."""
+        clock = self._worker.clock
+        deadline_s = clock.monotonic_s() + PATIENCE_S
+        while True:
+            try:
+                return self._worker.queries.forward(path, query_string, key.account_id, key.id)
+            except QueryUnavailable as ex:
+                if clock.monotonic_s() >= deadline_s:
+                    raise Refusal(
+                        Code.UNAVAILABLE, "usage cannot be read now; billing is not affected"
+                    ) from ex
+            gevent.sleep(RETRY_S)
