@@ -50,6 +50,7 @@ def run_threads(loops: Mapping[str, Loop], stop: threading.Event, *, drain_s: fl
             loop(stop)
         except BaseException as ex:
             failed.append(name)
+            telemetry.metric("tollgate_loop_failures_total").labels(name).inc()
             log.exception("loop_failed", loop=name, error=str(ex))
         else:
             if not stop.is_set():

@@ -38,6 +38,7 @@ from services.backends.outbox_layout import (
     row_crc,
     sync_path,
 )
+from services.backends.telemetry import metric
 
 _APPEND: Final = "INSERT INTO event SELECT ?,?,?,?,?,?,?,? FROM meta WHERE sealed = 0"
 _ROTATE_CHECK_ROWS: Final = 64  # between two looks at the file's size
@@ -240,6 +241,7 @@ class Outbox:
             self._publish(seq)
         except OSError as error:
             self._failed = f"fsync: {error}"
+            metric("tollgate_outbox_fsync_errors_total").inc()
             raise OutboxFailed(self._failed) from error
         for _ in range(retired):
             if not self._with_room(lambda: self._finish(self._retired[0])):

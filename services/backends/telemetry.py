@@ -32,6 +32,11 @@ def configure(role: str, config: Config) -> None:
 
     Must run before anything else imports prometheus_client."""
     _configure_logs(role, config.log.level)
+    share_metrics(config)
+
+
+def share_metrics(config: Config) -> None:
+    """From now on the metrics of this process are part of the host's."""
     folder = settings.under(config, METRICS_FOLDER)
     folder.mkdir(parents=True, exist_ok=True)
     _drop_dead_files(folder)

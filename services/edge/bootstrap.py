@@ -101,12 +101,13 @@ def create_app(config: Config) -> EdgeApp:
     outbox = Outbox.create(under(config, config.outbox.path), incarnation, config.outbox, clock)
     counters = Counters()
     holds = HoldPolicy(clock, config.edge.writeoff_limit_nano)
-    recorder = Recorder(Journal(outbox), clock, counters, holds)
+    recorder = Recorder(Journal(outbox, counters), clock, counters, holds)
     leases = LeaseBook(
         budgets,
         incarnation,
         threads,
         clock,
+        counters,
         wait_s=config.edge.admission_wait_s,
         on_closed=recorder.lease_closed,
     )

@@ -3,36 +3,11 @@
 PERF: a dict addition instead of a write to a shared file for every request; and the poll loop
 writes once per bucket, not once per request, which would hold up every stream for a while."""
 
-from bisect import bisect_left
 from collections import Counter
-from typing import Any, Final
 
 from schemas.metrics import METRICS
+from services.backends.observations import Observations
 from services.backends.telemetry import metric
-
-_BUCKETS: Final = {spec.name: spec.buckets for spec in METRICS if spec.kind == "histogram"}
-
-
-class _Seen:
-    """Observations of one histogram since the last flush."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def add(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def write(self, histogram: Any) -> None:
-        # The library has no call for many observations; these are the two fields of `observe`.
-        histogram._sum.inc(self.total)
-        for bucket, count in zip(histogram._buckets, self.counts, strict=True):
-            if count:
-                bucket.inc(count)
 
 
 class Counters:
@@ -42,7 +17,7 @@ class Counters:
     def __init__(self) -> None:
         metric(METRICS[0].name)  # imports the library now, not in front of the first clients
         self._sums: Counter[tuple[str, tuple[str, ...]]] = Counter()
-        self._seen: dict[tuple[str, tuple[str, ...]], _Seen] = {}
+        self._seen: dict[tuple[str, tuple[str, ...]], Observations] = {}
 
     def add(self, name: str, *labels: str, amount: int = 1) -> None:
         self._sums[name, labels] += amount
@@ -50,7 +25,7 @@ class Counters:
     def observe(self, name: str, value: float, *labels: str) -> None:
         seen = self._seen.get((name, labels))
         if seen is None:
-            seen = self._seen[name, labels] = _Seen(_BUCKETS[name])
+            seen = self._seen[name, labels] = Observations(name, *labels)
         seen.add(value)
 
     def flush(self) -> None:
@@ -60,6 +35,5 @@ class Counters:
         for (name, labels), amount in sums.items():
             family = metric(name)
             (family.labels(*labels) if labels else family).inc(amount)
-        for (name, labels), observed in seen.items():
-            family = metric(name)
-            observed.write(family.labels(*labels) if labels else family)
+        for observed in seen.values():
+            observed.write()

@@ -25,6 +25,7 @@ from services.core.catalog import Key
 from services.core.errors import Refusal
 from services.core.ids import new_id
 from services.core.money import exact_usd
+from services.edge.counters import Counters
 
 T = TypeVar("T")
 
@@ -37,6 +38,7 @@ LIMIT_AGE_S = 1.0  # figures of a limit that no lease here reports on are read a
 LIMITS_KEPT = 10_000
 SHORT_MAX = 10_000
 WANT_MAX_NANO = 1_000_000_000_000  # a worker never asks for more than $1,000 at once
+_GRANTS = "tollgate_lease_grants_total"
 
 
 class Threads(Protocol):
@@ -139,6 +141,7 @@ class LeaseBook:
         incarnation: str,
         threads: Threads,
         clock: Clock,
+        counters: Counters,
         *,
         wait_s: float,
         on_closed: Callable[[Lease], None],
@@ -147,6 +150,7 @@ class LeaseBook:
         self._incarnation = incarnation
         self._threads = threads
         self._clock = clock
+        self._counters = counters
         self._wait_s = wait_s
         self._on_closed = on_closed
         self._leases: dict[str, Lease] = {}
@@ -251,6 +255,11 @@ class LeaseBook:
             self.limits[state.limit_id] = state
             self._learned_s[state.limit_id] = now_s
 
+    @property
+    def reserved_nano(self) -> int:
+        """What requests in flight hold."""
+        return sum(lease.reserved_nano for lease in self._leases.values())
+
     def unreported_nano(self, account_id: str) -> int:
         """Holds and spend of the account's leases here that the centre has not been told of."""
         return sum(
@@ -281,7 +290,7 @@ class LeaseBook:
                             hold_nano = least_nano
                             continue
                         if late or not ex.only_leased:
-                            raise refusal(ex.failing) from ex
+                            raise self._denied(ex) from ex
                 if not lease.closed and lease.fits(hold_nano):
                     return lease, hold_nano
             if lease.closed:
@@ -290,6 +299,11 @@ class LeaseBook:
                     lease = self._leases[key.id] = self._new(key)
                 continue
             gevent.sleep(RETRY_S)
+
+    def _denied(self, ex: Shortfall) -> Refusal:
+        denied = refusal(ex.failing)
+        self._counters.add("tollgate_quota_denied_total", denied.code)
+        return denied
 
     def _find(self, lease: Lease, need_nano: int) -> None:
         """Money for a growth: all of it, else what the budgets have."""
@@ -363,14 +377,18 @@ class LeaseBook:
                     (lease.id, number, self._incarnation, lease.key_id, need_nano, want_nano),
                 )
         except Shortfall as ex:
+            self._counters.add(_GRANTS, "shortfall")
             self._remember(ex, need_nano)
             raise
         except KeyNotActive as ex:
+            self._counters.add(_GRANTS, "refused")
             raise Refusal(Code.INVALID_API_KEY, "this API key may not be used any more") from ex
         except IncarnationNotOpen as ex:
             raise Sealed(self._incarnation) from ex
         except DatabaseUnavailable as ex:
+            self._counters.add(_GRANTS, "unavailable")
             raise Refusal(Code.UNAVAILABLE, "budgets cannot be read now; try again") from ex
+        self._counters.add(_GRANTS, "granted")
         lease.grant_no = number
         lease.granted_s = self._clock.monotonic_s()
         lease.amount_nano += granted.amount_nano
@@ -436,7 +454,10 @@ class LeaseBook:
         now_s = self._clock.monotonic_s()
         for lease in active:
             idle_s = now_s - lease.used_s
-            lease.scarce = lease.id in reply.recall
+            recalled = lease.id in reply.recall
+            if recalled and not lease.scarce:
+                self._counters.add("tollgate_lease_recalls_total")
+            lease.scarce = recalled
             if lease.scarce or idle_s >= IDLE_RETURN_S:
                 self._give_back(lease)
             if idle_s >= IDLE_CLOSE_S:

@@ -79,6 +79,8 @@ class Recorder:
         self._journal.append(event)
         lease.events += 1
         x.requested = True
+        waited_s = self._clock.monotonic_s() - x.started_s
+        self._counters.observe("tollgate_overhead_seconds", waited_s)
         crash_point("edge.after_request")
 
     def end(
@@ -146,9 +148,18 @@ class Recorder:
             counters.observe("tollgate_first_byte_seconds", x.ttfb_s, x.dialect.name)
         if isinstance(event, Usage):
             self._holds.ended(event)
-            counters.add("tollgate_charged_nano_total", amount=event.charged_nano)
-            if event.written_off_nano:
-                counters.add("tollgate_written_off_nano_total", amount=event.written_off_nano)
+            self._count_money(x, event)
+
+    def _count_money(self, x: Exchange, event: Usage) -> None:
+        counters = self._counters
+        counters.add("tollgate_charged_nano_total", amount=event.charged_nano)
+        if event.written_off_nano:
+            counters.add("tollgate_written_off_nano_total", amount=event.written_off_nano)
+        if x.bound is not None and event.cost_nano > x.bound.whole_nano:
+            counters.add("tollgate_quota_worst_case_exceeded_total")
+        if event.charged_nano:
+            ratio = event.hold_nano / event.charged_nano
+            counters.observe("tollgate_reserve_to_actual_ratio", ratio)
 
     def refused(self, x: Exchange, refusal: Refusal, status: int) -> None:
         """A refusal of a known key, sent with `status`: an error event of its own, without a

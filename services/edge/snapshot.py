@@ -53,7 +53,7 @@ class Snapshots:
 
     def view(self) -> View:
         """The current view. Raises Refusal(UNAVAILABLE) when it is older than the grace."""
-        if self._clock.monotonic_s() - self._confirmed_s > self._grace_s:
+        if not self.fresh:
             raise Refusal(Code.UNAVAILABLE, "the catalog cannot be read; try again shortly")
         return self._view
 
@@ -63,8 +63,13 @@ class Snapshots:
         return self._view
 
     @property
+    def age_s(self) -> float:
+        """Since the view was last known to be the catalog's present state."""
+        return self._clock.monotonic_s() - self._confirmed_s
+
+    @property
     def fresh(self) -> bool:
-        return self._clock.monotonic_s() - self._confirmed_s <= self._grace_s
+        return self.age_s <= self._grace_s
 
     def poll(self) -> None:
         """Reads the version row and, when it moved or a price version came into force, all."""

@@ -69,7 +69,14 @@ class Worker:
         """Starts the poll loops; call in the worker, after the fork."""
         gevent.spawn(self._every, self.config.edge.poll_s, self._poll_catalog)
         gevent.spawn(self._every, POLL_LEASES_S, self.leases.poll)
-        gevent.spawn(self._every, FLUSH_S, self.counters.flush)
+        gevent.spawn(self._every, FLUSH_S, self._show)
+
+    def _show(self) -> None:
+        """What `/metrics` tells of this worker."""
+        telemetry.metric("tollgate_in_flight").set(len(self.active))
+        telemetry.metric("tollgate_reserved_nano").set(self.leases.reserved_nano)
+        telemetry.metric("tollgate_catalog_age_seconds").set(self.snapshots.age_s)
+        self.counters.flush()
 
     def _poll_catalog(self) -> None:
         self.snapshots.poll()

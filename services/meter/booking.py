@@ -46,12 +46,14 @@ class Leases(Protocol):
 
 
 class Outcome(msgspec.Struct):
-    """What a transaction did with its batch; `fates` in the order of the log, True: dead."""
+    """What a transaction did with its batch; `fates` in the order of the log, True: dead. Of the
+    `duplicates`, `dead_again` were set aside before."""
 
     booked: list[Entry]
     dead: list[tuple[Entry, Poison]]
     duplicates: int
     fates: list[bool]
+    dead_again: int = 0
 
 
 class Booking:
@@ -115,6 +117,7 @@ class Booking:
                 and self._store.is_dead(connection, entry.event_id, entry.message.value)
             ):
                 outcome.duplicates += 1
+                outcome.dead_again += found is Taken.CONFLICT
                 poison = None
             elif poison is not None:
                 outcome.dead.append((entry, poison))

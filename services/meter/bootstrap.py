@@ -20,6 +20,7 @@ from services.backends.sql.accounts import Accounts
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog, NotInCatalog
 from services.backends.sql.engine import open_engine
+from services.backends.sql.figures import Figures
 from services.backends.sql.ledger import LedgerStore
 from services.backends.sql.outbox import SqlOutbox
 from services.backends.sql.plans import Plans
@@ -28,7 +29,7 @@ from services.core.prices import PriceVersion
 from services.meter.consumer import Consumer
 from services.meter.dead import Limits
 from services.meter.entries import EntryReader
-from services.meter.lag import Lag
+from services.meter.gauges import BooksGauges, ConsumerGauges, Refresh
 from services.meter.ledger_sink import LedgerSink
 from services.meter.live import Live
 from services.meter.relay import Relay
@@ -91,11 +92,7 @@ class Meter:
         if "ledger" in roles:
             self._add_ledger(live)
         if "clickhouse" in roles:
-            self.loops["clickhouse"] = self._clickhouse
-            plans = Plans(self._engine)
-            self.loops["clickhouse-lag"] = Lag(
-                self._bus, "tollgate_clickhouse_lag_events", lambda: plans.positions(TOPIC)
-            ).run
+            self._add_clickhouse()
         if "query" in roles:
             self.loops["query"] = self._query
 
@@ -141,6 +138,11 @@ class Meter:
             lines = Live(accounts.balance)
             self.loops["live"] = lines.run
         store = LedgerStore(self._engine)
+        gauges = ConsumerGauges(
+            self._bus,
+            "ledger",
+            lambda: {p: at.next_offset for p, at in store.positions(TOPIC).items()},
+        )
         sink = LedgerSink(
             self._engine,
             entry_reader(self._engine, self._config),
@@ -152,16 +154,26 @@ class Meter:
             sink,
             batch=meter.ledger_batch,
             wait_s=meter.ledger_wait_s,
-            beat=self._beat("ledger"),
+            beat=_both(self._beat("ledger"), gauges.turned),
         )
         self.loops["ledger"] = self._with_topics(consumer.run)
-        self.loops["ledger-lag"] = Lag(
-            self._bus,
-            "tollgate_ledger_lag_events",
-            lambda: {p: at.next_offset for p, at in store.positions(TOPIC).items()},
-        ).run
+        books = BooksGauges(self._config, Figures(self._engine))
+        self.loops["ledger-gauges"] = Refresh(gauges, books).run
 
-    def _clickhouse(self, stop: threading.Event) -> None:
+    def _add_clickhouse(self) -> None:
+        plans = Plans(self._engine)
+        gauges = ConsumerGauges(self._bus, "clickhouse", lambda: plans.positions(TOPIC))
+        self.loops["clickhouse"] = lambda stop: self._clickhouse(stop, gauges)
+        self.loops["clickhouse-gauges"] = lambda stop: self._clickhouse_gauges(stop, gauges)
+
+    def _clickhouse_gauges(self, stop: threading.Event, gauges: ConsumerGauges) -> None:
+        from services.meter.clickhouse_gauges import ClickHouseGauges
+
+        store = self._analytics.wait(stop)
+        if store is not None:
+            Refresh(gauges, ClickHouseGauges(store, Figures(self._engine))).run(stop)
+
+    def _clickhouse(self, stop: threading.Event, gauges: ConsumerGauges) -> None:
         from services.meter.clickhouse_sink import ClickHouseSink
 
         store = self._analytics.wait(stop)
@@ -172,7 +184,7 @@ class Meter:
             ClickHouseSink(store, Plans(self._engine), self._bus),
             batch=self._config.meter.clickhouse_batch,
             wait_s=self._config.meter.clickhouse_wait_s,
-            beat=self._beat("clickhouse"),
+            beat=_both(self._beat("clickhouse"), gauges.turned),
         )
         self._with_topics(consumer.run)(stop)
 
@@ -195,6 +207,14 @@ class Meter:
         receipts = Receipts(self._engine, self._bus, ReceiptKeys(self._config.data_dir))
         app = create_app(store, secret, SystemClock(), find_key=find_key, receipts=receipts)
         QueryServer(self._config, app).run(stop)
+
+
+def _both(first: Callable[[], None], second: Callable[[], None]) -> Callable[[], None]:
+    def call() -> None:
+        first()
+        second()
+
+    return call
 
 
 class _SharedStore:

@@ -11,6 +11,7 @@ ClickHouse down means TryLater: positions stay, the log keeps what is not insert
 """
 
 import hashlib
+import time
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
@@ -84,7 +85,7 @@ class ClickHouseSink:
         except (ClickHouseUnavailable, QueryRefused) as ex:
             # A refused insert is no reason to skip rows: it stays planned until the cause is gone.
             reason = "unavailable" if isinstance(ex, ClickHouseUnavailable) else "refused"
-            metric("tollgate_clickhouse_errors_total").labels(reason).inc()
+            metric("tollgate_ch_retry_total").labels(reason).inc()
             raise TryLater(str(ex)) from ex
         except DatabaseUnavailable as ex:
             owned.doubtful = True
@@ -105,25 +106,39 @@ class ClickHouseSink:
             self._insert(owned, owned.cut)
         fresh = [m for m in messages if m.offset >= owned.next_offset]
         if fresh:
+            started_s = time.monotonic()
             cut = self._cut(partition, owned.next_offset, fresh)
+            started_s = self._stage("cut", started_s)
             crash_point("clickhouse_before_plan")
             if not self._plans.open(cut.plan, owned.epoch):
                 raise NotOwner(f"partition {partition}: a later owner claimed it")
             owned.cut = cut
+            self._stage("plan", started_s)
+            metric("tollgate_ch_dedup_dropped_total").inc(len(cut.plan.dropped))
             crash_point("clickhouse_planned")
             self._insert(owned, cut)
 
     def _insert(self, owned: _Partition, cut: _Cut) -> None:
         """Brings an open plan to DONE; may be repeated until it succeeds."""
         plan = cut.plan
+        started_s = time.monotonic()
         self._store.insert(plan.topic, plan.partition, cut.rows, token(plan))
+        now_s = time.monotonic()
+        metric("tollgate_ch_insert_seconds").observe(now_s - started_s)
         crash_point("clickhouse_acked")
         if not self._plans.done(plan, owned.epoch):
             raise NotOwner(f"partition {plan.partition}: a later owner claimed it")
+        self._stage("confirm", now_s)
         crash_point("clickhouse_done")
         owned.next_offset = plan.last + 1
         owned.cut = None
-        metric("tollgate_clickhouse_rows_total").inc(len(cut.rows))
+        metric("tollgate_ch_rows_total").inc(len(cut.rows))
+
+    def _stage(self, stage: str, started_s: float) -> float:
+        """Notes a step that is over; returns the time."""
+        now_s = time.monotonic()
+        metric("tollgate_batch_seconds").labels(self.group, stage).observe(now_s - started_s)
+        return now_s
 
     def _cut(self, partition: int, first: int, messages: list[Message]) -> _Cut:
         """A new range from `first` on, without the events that the tables hold already."""

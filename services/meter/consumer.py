@@ -9,18 +9,19 @@ group and no position moves.
 import threading
 import time
 from collections.abc import Callable
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from schemas.events import TOPIC
 from services.backends.bus.port import Bus, BusUnavailable, Message, OffsetOutOfRange
 from services.backends.bus.port import Consumer as Member
-from services.backends.telemetry import get_logger
+from services.backends.telemetry import get_logger, metric
 from services.meter.dead import event_id_of
 
 _BACKOFF_FIRST_S: Final = 0.05
 _BACKOFF_MAX_S: Final = 2.0
 _IDLE_POLL_S: Final = 0.5
 _COMMIT_EVERY_S: Final = 1.0
+_SHOW_EVERY_S: Final = 1.0
 
 
 class Halt(Exception):
@@ -93,6 +94,7 @@ class Consumer:
         self._owned: dict[int, _Buffer] = {}
         self._advice: dict[int, int] = {}
         self._advised_at_s = 0.0
+        self._shown_at_s = 0.0
         self._stop = threading.Event()
         self._log = get_logger().bind(sink=sink.group)
 
@@ -108,6 +110,7 @@ class Consumer:
                 self._hand_over()
                 self._balance(member)
                 self._advise(member)
+                self._show()
         except OffsetOutOfRange as ex:
             raise Halt(
                 f"{self._sink.group}: the log no longer holds the next event of a partition: {ex}"
@@ -122,6 +125,7 @@ class Consumer:
     def _assigned(self, partitions: list[int]) -> dict[int, int]:
         """Where to read from: one event before the position, when there is one, to see that the
         log is still the one that the position was stored for."""
+        metric("tollgate_rebalances_total").labels(self._sink.group).inc()
         offsets: dict[int, int] = {}
         failures = 0
         while len(offsets) < len(partitions) and not self._stop.is_set():
@@ -177,6 +181,7 @@ class Consumer:
     def _drop(self, partition: int) -> None:
         if self._owned.pop(partition, None) is not None:
             self._advice.pop(partition, None)
+            self._lag_seconds(partition).set(0)
             self._sink.release(partition)
 
     # -- messages ----------------------------------------------------------------------------
@@ -214,19 +219,24 @@ class Consumer:
             if self._stop.is_set() or self._due_s(buffer) > self._now_s():
                 continue
             batch = buffer.messages[: self._batch]
+            if not buffer.failures:
+                self._stage("fill", self._now_s() - buffer.since_s)
             try:
                 self._sink.handle(partition, batch)
             except TryLater as ex:
                 buffer.failures += 1
+                metric("tollgate_commit_failed_total").labels(self._sink.group).inc()
                 buffer.retry_at_s = self._now_s() + _backoff_s(buffer.failures)
                 self._log.warning(
                     "batch_postponed", partition=partition, failures=buffer.failures, error=str(ex)
                 )
                 return  # such a wait may be long: poll before the next partition meets it too
             except NotOwner as ex:
+                metric("tollgate_zombie_refused_total").labels(self._sink.group).inc()
                 self._log.warning("partition_has_another_owner", partition=partition, why=str(ex))
                 self._drop(partition)
                 continue
+            metric("tollgate_batch_rows").labels(self._sink.group).observe(len(batch))
             del buffer.messages[: len(batch)]
             buffer.since_s = self._now_s()
             buffer.failures, buffer.retry_at_s = 0, 0.0
@@ -243,6 +253,28 @@ class Consumer:
             self._advised_at_s = self._now_s()
             advice, self._advice = self._advice, {}
             member.commit(advice)
+
+    # -- figures -----------------------------------------------------------------------------
+
+    def _show(self) -> None:
+        if self._now_s() - self._shown_at_s < _SHOW_EVERY_S:
+            return
+        self._shown_at_s = self._now_s()
+        failing = sum(1 for buffer in self._owned.values() if buffer.failures)
+        full = sum(1 for b in self._owned.values() if len(b.messages) >= self._batch)
+        paused = metric("tollgate_paused")
+        paused.labels(self._sink.group, "failing").set(failing)
+        paused.labels(self._sink.group, "full").set(full)
+        now_us = time.time() * 1e6
+        for partition, buffer in self._owned.items():
+            lag_us = now_us - buffer.messages[0].timestamp_us if buffer.messages else 0
+            self._lag_seconds(partition).set(max(0.0, lag_us / 1e6))
+
+    def _lag_seconds(self, partition: int) -> Any:
+        return metric("tollgate_consumer_lag_seconds").labels(self._sink.group, str(partition))
+
+    def _stage(self, stage: str, seconds: float) -> None:
+        metric("tollgate_batch_seconds").labels(self._sink.group, stage).observe(seconds)
 
 
 def _backoff_s(failures: int) -> float:

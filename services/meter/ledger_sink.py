@@ -7,12 +7,14 @@ again - resent, replayed, read by two owners - finds itself applied and does not
 """
 
 import time
+from collections import Counter
 
 from sqlalchemy import Connection, Engine, exc
 
-from schemas.events import TOPIC, Error, Usage
+from schemas.events import TOPIC, Error, Usage, WalletMovement
 from services.backends.bus.port import Message
 from services.backends.lifecycle import crash_point
+from services.backends.observations import Observations
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.engine import DatabaseUnavailable, write
 from services.backends.sql.ledger import LedgerStore
@@ -80,11 +82,10 @@ class LedgerSink:
         try:
             if not owned.sure:
                 self._ask_position(partition, owned)
-            self._book(
-                partition,
-                owned,
-                self._reader.read([m for m in messages if m.offset >= owned.next_offset]),
-            )
+            started_s = time.monotonic()
+            entries = self._reader.read([m for m in messages if m.offset >= owned.next_offset])
+            self._stage("read", started_s)
+            self._book(partition, owned, entries)
         except (DatabaseUnavailable, _Moved) as ex:
             owned.sure = False  # a commit may have taken effect though its answer was lost
             raise TryLater(str(ex)) from ex
@@ -114,8 +115,12 @@ class LedgerSink:
             return
         crash_point("ledger_committed")
         owned.next_offset = entries[-1].message.offset + 1
-        metric("tollgate_ledger_batch_seconds").observe(time.monotonic() - started_s)
+        self._stage("book", started_s)
         self._tell(outcome)
+
+    def _stage(self, stage: str, started_s: float) -> None:
+        seconds = time.monotonic() - started_s
+        metric("tollgate_batch_seconds").labels(self.group, stage).observe(seconds)
 
     def _write(self, partition: int, owned: _Owned, entries: list[Entry]) -> Outcome:
         while True:
@@ -156,17 +161,8 @@ class LedgerSink:
 
     def _tell(self, outcome: Outcome) -> None:
         self._limits.add(outcome.fates)
-        events = metric("tollgate_ledger_events_total")
-        kinds: dict[str, int] = {}
-        for entry in outcome.booked:
-            kinds[entry.kind] = kinds.get(entry.kind, 0) + 1
-        for kind, count in kinds.items():
-            events.labels(kind, "booked").inc(count)
-        if outcome.duplicates:
-            events.labels("any", "duplicate").inc(outcome.duplicates)
+        self._count(outcome)
         for entry, poison in outcome.dead:
-            events.labels(entry.kind, "dead").inc()
-            metric("tollgate_dead_events_total").labels(poison.reason.value).inc()
             self._log.error(
                 "dead_event",
                 event_id=entry.event_id,
@@ -177,3 +173,23 @@ class LedgerSink:
             )
         if self._live is not None:
             self._live.show([e.event for e in outcome.booked if isinstance(e.event, Usage | Error)])
+
+    @staticmethod
+    def _count(outcome: Outcome) -> None:
+        kinds: Counter[str] = Counter()
+        latencies = Observations("tollgate_posting_latency_seconds")
+        now_us = time.time() * 1e6
+        for entry in outcome.booked:
+            kinds[entry.kind] += 1
+            if isinstance(entry.event, Usage | Error | WalletMovement):
+                latencies.add(max(0.0, (now_us - entry.event.occurred_at) / 1e6))
+        for kind, count in kinds.items():
+            metric("tollgate_ledger_applied_total").labels(kind).inc(count)
+        latencies.write()
+        seen = metric("tollgate_ledger_duplicate_total")
+        if outcome.duplicates > outcome.dead_again:
+            seen.labels("applied").inc(outcome.duplicates - outcome.dead_again)
+        if outcome.dead_again:
+            seen.labels("dead").inc(outcome.dead_again)
+        conflicts = sum(poison.reason is Reason.HASH_CONFLICT for _, poison in outcome.dead)
+        metric("tollgate_ledger_conflict_total").inc(conflicts)

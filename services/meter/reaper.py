@@ -68,7 +68,7 @@ class Reaper:
                     ended += self._reap(name)
             except (OutboxCorrupt, NotReadable, DiskFull, DatabaseUnavailable) as error:
                 self._retry_at_s[name] = self._clock.monotonic_s() + _RETRY_S
-                metric("tollgate_outbox_errors_total").labels(reason="reap").inc()
+                metric("tollgate_reap_errors_total").inc()
                 self._log.error("reap_postponed", incarnation=name, error=str(error))
         return ended
 
@@ -93,7 +93,7 @@ class Reaper:
         owners = self._budgets.lease_owners(sealed.incarnation)
         crash_point("reaper.after_closing")
         if sealed.lost:
-            metric("tollgate_outbox_errors_total").labels(reason="lost").inc(sealed.lost)
+            metric("tollgate_outbox_seq_gap_total").inc(sealed.lost)
             self._log.critical("outbox_rows_lost", incarnation=sealed.incarnation, n=sealed.lost)
         now_us = self._clock.now_us()
         events: list[AnyEvent] = []

@@ -26,7 +26,8 @@ from services.backends.outbox_files import (
 )
 from services.backends.telemetry import get_logger, metric
 from services.meter.reaper import Budgets
-from services.meter.relay_send import dead_row, facts_of, send_all
+from services.meter.relay_figures import RelayFigures
+from services.meter.relay_send import dead_row, send_all
 from services.meter.relay_source import Source, position_of
 from services.meter.relay_sql import SqlLoop, SqlOutbox
 from services.meter.relay_store import BALLAST_BYTES, RelayStore, StoreFull
@@ -66,6 +67,7 @@ class Relay:
         self._escaped: BaseException | None = None
         self._sources: dict[str, Source] = {}
         self._retry_at_s: dict[str, float] = {}
+        self._figures = RelayFigures(folder, clock)
         self._log = get_logger()
 
     def run(self, stop: threading.Event) -> None:
@@ -119,11 +121,12 @@ class Relay:
             except (BusUnavailable, StoreFull) as error:
                 failures += 1
                 what = "bus_unavailable" if isinstance(error, BusUnavailable) else "store_full"
-                metric("tollgate_bus_errors_total").labels(operation="send").inc()
-                metric("tollgate_relay_resends_total").inc()
+                metric("tollgate_ship_errors_total").labels(what).inc()
+                self._figures.turn()
                 self._log.warning(what, failures=failures, error=str(error))
                 stop.wait(min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(failures, 10)))
                 continue
+            self._figures.turn()
             if not sent:
                 stop.wait(self._settings.relay_poll_s)
 
@@ -151,14 +154,14 @@ class Relay:
             self._log.info("outbox_not_readable", incarnation=name, error=str(error))
             return
         self._retry_at_s[name] = self._clock.monotonic_s() + _RETRY_S
-        metric("tollgate_outbox_errors_total").labels(reason="corrupt").inc()
+        metric("tollgate_outbox_corrupt_total").labels("file").inc()
         self._log.critical("outbox_corrupt", incarnation=name, error=str(error))
 
     # -- shipping ----------------------------------------------------------------------------
 
     def _round(self, stop: threading.Event) -> int:
         """One batch of every source in turn, so that a long backlog of one delays no other."""
-        sent = lag_us = 0
+        sent = 0
         for name, source in list(self._sources.items()):
             if stop.is_set() or self._waits(name):
                 continue
@@ -167,23 +170,17 @@ class Relay:
             except (OutboxCorrupt, NotReadable) as error:
                 self._postpone(name, error)
                 continue
+            self._figures.read(name, rows)
             if rows:
-                lag_us = max(lag_us, self._lag_us(rows))
-                metric("tollgate_relay_lag_seconds").set(lag_us / 1e6)
                 self._ship(source, rows)
                 sent += len(rows)
-        metric("tollgate_relay_lag_seconds").set(lag_us / 1e6 if sent else 0)
         return sent
-
-    def _lag_us(self, rows: list[Row]) -> int:
-        row = rows[0]
-        return self._clock.now_us() - facts_of(row.body).occurred_at if row.intact else 0
 
     def _ship(self, source: Source, rows: list[Row]) -> None:
         name = source.name
         gap = rows[-1].seq - source.position.seq - len(rows)
         if gap:
-            metric("tollgate_outbox_errors_total").labels(reason="gap").inc(gap)
+            metric("tollgate_outbox_seq_gap_total").inc(gap)
             self._log.critical("outbox_gap", incarnation=name, missing=gap, upto=rows[-1].seq)
         damaged = [row for row in rows if not row.intact]
         records = [Record(row.partition_key, row.body) for row in rows if row.intact]
@@ -193,11 +190,12 @@ class Relay:
             for row in damaged
         ]
         if damaged:
-            metric("tollgate_outbox_errors_total").labels(reason="checksum").inc(len(damaged))
+            metric("tollgate_outbox_corrupt_total").labels("row").inc(len(damaged))
             self._log.critical(
                 "outbox_rows_damaged", incarnation=name, seqs=[r.seq for r in damaged]
             )
         seqs = [row.seq for row in rows if row.intact]
+        self._figures.sending(name, rows)
         for index in send_all(self._producer, records):
             dead.append(dead_row(name, seqs[index], "too_large", records[index], now_us))
         crash_point("relay.after_send")
@@ -205,7 +203,7 @@ class Relay:
         self._store.advance(name, position, dead)
         crash_point("relay.after_mark")
         source.advance(position, rows)
-        metric("tollgate_relay_events_total").inc(len(rows))
+        self._figures.acknowledged(name, len(rows))
 
     # -- what is done ------------------------------------------------------------------------
 
@@ -220,6 +218,8 @@ class Relay:
                     self._remove_shipped(name, source)
         finally:
             self._removal.release()
+        unreadable = [name for name in self._retry_at_s if self._waits(name)]
+        self._figures.look(self._sources, unreadable, self._store.dead_counts())
 
     def _remove_shipped(self, name: str, source: Source) -> None:
         try:

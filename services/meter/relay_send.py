@@ -33,7 +33,7 @@ def send_all(producer: Producer, records: list[Record]) -> list[int]:
             break
         except RecordTooLarge as error:
             refused.append(places.pop(error.index))
-            metric("tollgate_outbox_errors_total").labels(reason="too_large").inc()
+            metric("tollgate_ship_errors_total").labels("too_large").inc()
             get_logger().critical("event_too_large", size_bytes=error.size_bytes)
     return refused
 

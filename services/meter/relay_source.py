@@ -50,6 +50,10 @@ class Source:
             return []
         return self._files.rows(self.position.seq, limit, max_bytes, synced_seq)
 
+    def unshipped(self) -> int:
+        """How many events may leave the machine and did not."""
+        return max(0, self._files.synced_seq() - self.position.seq)
+
     def advance(self, position: Position, rows: Sequence[Row]) -> None:
         """`rows` are shipped or set aside, and the store knows it."""
         self.position = position

@@ -74,6 +74,8 @@ class SqlLoop:
                 try:
                     sent = self._ship(producer, store)
                 except (BusUnavailable, DatabaseUnavailable) as error:
+                    reason = "bus" if isinstance(error, BusUnavailable) else "database"
+                    metric("tollgate_ship_errors_total").labels(f"{reason}_unavailable").inc()
                     self._log.warning("sql_outbox_postponed", error=str(error))
                     stop.wait(_RETRY_S)
                     continue
@@ -95,5 +97,5 @@ class SqlLoop:
         store.add_dead([dead_row("sql", 0, "too_large", records[i], now_us) for i in refused])
         crash_point("relay.sql_after_send")
         self._sql_outbox.mark_shipped([row.id for row in rows])
-        metric("tollgate_relay_events_total").inc(len(rows))
+        metric("tollgate_ship_records_total").inc(len(rows))
         return len(rows)

@@ -124,6 +124,10 @@ class RelayStore:
             )
         ]
 
+    def dead_counts(self) -> dict[str, int]:
+        """How many were set aside, by reason."""
+        return dict(self._connection.execute("SELECT reason, count(*) FROM dead GROUP BY reason"))
+
     def carried(self, incarnation: str) -> OpenWork:
         """What the rows of removed files left open, as of the last `carry`."""
         row = self._connection.execute(

@@ -7,6 +7,7 @@ from schemas.errors import Code
 from services.backends.clock import FakeClock
 from services.backends.sql.engine import DatabaseUnavailable
 from services.core.errors import Refusal
+from services.edge.counters import Counters
 from services.edge.leases import IDLE_CLOSE_S, IDLE_RETURN_S, LeaseBook
 from tests.parts.postgres import database_url, engine  # noqa: F401
 from tests.parts.sql_world import INCARNATION, World
@@ -47,6 +48,7 @@ class Desk:
             INCARNATION,
             self.threads,
             self.clock,
+            Counters(),
             wait_s=wait_s,
             on_closed=self.closed.append,
         )

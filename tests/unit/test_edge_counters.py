@@ -3,6 +3,7 @@
 import prometheus_client
 import pytest
 
+from services.backends import observations
 from services.edge import counters as module
 from services.edge.counters import Counters
 
@@ -24,8 +25,8 @@ def test_a_flush_tells_what_single_observations_tell(monkeypatch):
     registry = prometheus_client.CollectorRegistry()
     one_by_one = prometheus_client.Histogram("a", "a", ["d"], buckets=BOUNDS, registry=registry)
     flushed = prometheus_client.Histogram("b", "b", ["d"], buckets=BOUNDS, registry=registry)
-    monkeypatch.setattr(module, "metric", lambda name: flushed)
-    monkeypatch.setitem(module._BUCKETS, NAME, BOUNDS)
+    monkeypatch.setattr(observations, "metric", lambda name: flushed)
+    monkeypatch.setitem(observations.BUCKETS, NAME, BOUNDS)
     counters = Counters()
     for _ in range(2):
         for value in VALUES:

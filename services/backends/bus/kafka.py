@@ -31,6 +31,7 @@ from services.backends.bus.port import (
     RecordTooLarge,
     size_bytes,
 )
+from services.backends.telemetry import metric
 
 STALL_S: Final = 6.0  # no acknowledgement for this long: the producer is replaced
 _FOREVER_MS: Final = 24 * 3600 * 1000
@@ -138,6 +139,7 @@ class KafkaProducer:
         if client is None:
             return
         self.rebuilds += 1
+        metric("tollgate_ship_producer_rebuilds_total").inc()
         with contextlib.suppress(errors.KafkaError):  # a wedged client cannot even close
             client.close(timeout=0)
 

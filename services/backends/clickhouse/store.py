@@ -38,6 +38,9 @@ FROM requests FINAL
 WHERE log_topic = {topic:String} AND log_partition = {partition:UInt32}
   AND log_offset < {end:UInt64}
 """
+_PARTS: Final = """
+SELECT table, count() FROM system.parts WHERE active AND database = {database:String} GROUP BY table
+"""
 _BETWEEN: Final = """
 SELECT log_offset, event_id, account_id, cost_nano, written_off_nano, provider_cost_nano
 FROM requests FINAL
@@ -119,6 +122,11 @@ class RequestStore:
             {"topic": topic, "partition": partition, "first": first, "last": last},
         )
         return [StoredRow(*row) for row in result.rows]
+
+    def active_parts(self) -> dict[str, int]:
+        """Parts by table."""
+        result = self.clickhouse.select(_PARTS, {"database": self.clickhouse.database})
+        return {row[0]: int(row[1]) for row in result.rows}
 
     def ask(self, sql: str, limits: QueryLimits) -> Rows:
         """A statement of a person; see ClickHouse.ask."""
