@@ -17,7 +17,7 @@ from services.edge.headers import accounting, client_headers
 from services.edge.refuse import render
 from services.edge.worker import Worker
 
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 6.0
 RETRY_S: Final = 0.2
 
 
