@@ -11,7 +11,7 @@ from schemas.events import TOPIC
 from services.backends.bus.port import Bus, BusUnavailable
 from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.sql.figures import Figures
-from services.backends.telemetry import metric
+from services.backends.telemetry import get_logger, metric
 from services.meter.dead import Reason
 from services.meter.reconcile_trace import watermark_age_s
 
@@ -24,7 +24,7 @@ class Gauge(Protocol):
 
 
 class Refresh:
-    """Runs `gauges`; the logs of the roles tell why one is stale."""
+    """Runs `gauges`. One that fails keeps its last values: it must not stop the role."""
 
     def __init__(self, *gauges: Gauge) -> None:
         self._gauges = gauges
@@ -35,7 +35,9 @@ class Refresh:
                 try:
                     gauge.refresh()
                 except (BusUnavailable, DatabaseUnavailable):
-                    continue
+                    continue  # the log of the role tells why
+                except Exception:
+                    get_logger().exception("gauge_failed", gauge=type(gauge).__name__)
 
 
 class ConsumerGauges:

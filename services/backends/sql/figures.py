@@ -31,7 +31,7 @@ _charge: Final = msgspec.json.Decoder(_Charge)
 _LEFT: Final = lease.c.amount_nano - lease.c.consumed_nano
 _LEASES: Final = (
     select(
-        incarnation.c.state == "open",
+        incarnation.c.state,
         func.count(),
         func.sum(_LEFT),
         func.min(func.coalesce(incarnation.c.closing_at, incarnation.c.closed_at)),
@@ -39,7 +39,7 @@ _LEASES: Final = (
     .select_from(lease)
     .join(incarnation, incarnation.c.id == lease.c.incarnation_id)
     .where(lease.c.state != "closed")
-    .group_by(incarnation.c.state == "open")
+    .group_by(incarnation.c.state)
 )
 _DEAD: Final = (
     select(dead_event.c.reason, func.count(), func.max(dead_event.c.id))
@@ -66,11 +66,12 @@ class Figures:
             now_us = database_now_us(connection)
             leased = stranded = unresolved = 0
             oldest_s = 0.0
-            for live, count, left_nano, since_us in connection.execute(_LEASES):
+            for state, count, left_nano, since_us in connection.execute(_LEASES):
                 leased += int(left_nano)
-                if not live:
-                    stranded, unresolved = int(left_nano), count
-                    oldest_s = max(0.0, (now_us - (since_us or now_us)) / 1e6)
+                if state != "open":
+                    stranded += int(left_nano)
+                    unresolved += count
+                    oldest_s = max(oldest_s, (now_us - (since_us or now_us)) / 1e6)
             return LeaseFigures(leased, stranded, unresolved, oldest_s)
 
         return read(self._engine, fn)
