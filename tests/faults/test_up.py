@@ -114,6 +114,14 @@ class Up:
             found[role] = child
         return found
 
+    def part(self, role):
+        """The process of a role, once it has taken its title: that may come after ready."""
+        deadline = time.monotonic() + 30
+        while role not in (found := self.parts()):
+            assert time.monotonic() < deadline, found
+            time.sleep(0.1)
+        return found[role]
+
     def tree(self):
         return psutil.Process(self.process.pid).children(recursive=True)
 
@@ -199,6 +207,8 @@ def test_one_command_serves_bills_shows_and_leaves_nothing(up):
     assert told["repeated"] == sent["events"]
 
     tree = running.tree()
+    for role in ROLES:
+        running.part(role)
     assert set(running.parts()) == set(ROLES)
     assert len(tree) >= 6
     assert running.stop() == 0
@@ -308,7 +318,7 @@ def test_a_killed_part_returns_and_the_bill_is_right(up, role):
     running = up("--quiet")
     running.wait_ready()
     assert running.ask() == 200
-    before = running.parts()[role]
+    before = running.part(role)
     before.kill()
     deadline = time.monotonic() + 60
     served = 1
