@@ -40,8 +40,16 @@ def pytest_runtest_makereport(item, call):
     outcome = yield
     report = outcome.get_result()
     if report.when == "call" and report.passed:
-        for mark in item.iter_markers("part"):
-            _ran[mark.args[0]] += 1
+        # A report is all that reaches the process that counts, when tests run in several.
+        names = [mark.args[0] for mark in item.iter_markers("part")]
+        report.user_properties += [("part", (name, PARTS.get(name, "-"))) for name in names]
+
+
+def pytest_runtest_logreport(report):
+    if report.when == "call":
+        for name, version in (value for key, value in report.user_properties if key == "part"):
+            _ran[name] += 1
+            PARTS[name] = version
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -59,7 +67,8 @@ def pytest_terminal_summary(terminalreporter, exitstatus, config):
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    if in_ci() and session.config.getoption("--all-parts"):
+    counts = not hasattr(session.config, "workerinput")  # a worker of pytest-xdist counts nothing
+    if counts and in_ci() and session.config.getoption("--all-parts"):
         missing = [name for name in REQUIRED if not _ran[name]]
         if missing and session.exitstatus == 0:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
