@@ -81,6 +81,11 @@ class RelayProcess:
         self.process.wait()
 
     def stop(self) -> int:
+        """SIGTERM, once the process listens to it: before, the signal would just end it."""
+        deadline = time.monotonic() + 30
+        while self.process.poll() is None and "relay_started" not in self.text():
+            assert time.monotonic() < deadline, f"it never started:\n{self.text()[-3000:]}"
+            time.sleep(0.02)
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(30)
 
