@@ -67,10 +67,10 @@ class Booking:
     def book(self, connection: Connection, partition: int, entries: Sequence[Entry]) -> Outcome:
         """Raises Refused."""
         outcome = self._take(connection, partition, entries)
-        crash_point("ledger_applied")
+        crash_point("ledger.applied")
         self._settle_requests(connection, outcome.booked)
         self._store.add_postings(connection, _book_entries(outcome))
-        crash_point("ledger_posted")
+        crash_point("ledger.posted")
         if outcome.dead:
             rows = [_dead_row(entry, poison) for entry, poison in outcome.dead]
             self._store.add_dead(connection, self._topic, partition, rows)
@@ -82,7 +82,7 @@ class Booking:
         if over:
             self._budgets.finish_closing(connection, over)
         self._settle_leases(connection, outcome)
-        crash_point("ledger_settled")
+        crash_point("ledger.settled")
         return outcome
 
     def rebook(self, connection: Connection, entry: Entry, *, counted: bool) -> None:

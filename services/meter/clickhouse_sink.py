@@ -109,13 +109,13 @@ class ClickHouseSink:
             started_s = time.monotonic()
             cut = self._cut(partition, owned.next_offset, fresh)
             started_s = self._stage("cut", started_s)
-            crash_point("clickhouse_before_plan")
+            crash_point("clickhouse.before_plan")
             if not self._plans.open(cut.plan, owned.epoch):
                 raise NotOwner(f"partition {partition}: a later owner claimed it")
             owned.cut = cut
             self._stage("plan", started_s)
             metric("tollgate_ch_dedup_dropped_total").inc(len(cut.plan.dropped))
-            crash_point("clickhouse_planned")
+            crash_point("clickhouse.planned")
             self._insert(owned, cut)
 
     def _insert(self, owned: _Partition, cut: _Cut) -> None:
@@ -125,11 +125,11 @@ class ClickHouseSink:
         self._store.insert(plan.topic, plan.partition, cut.rows, token(plan))
         now_s = time.monotonic()
         metric("tollgate_ch_insert_seconds").observe(now_s - started_s)
-        crash_point("clickhouse_acked")
+        crash_point("clickhouse.acked")
         if not self._plans.done(plan, owned.epoch):
             raise NotOwner(f"partition {plan.partition}: a later owner claimed it")
         self._stage("confirm", now_s)
-        crash_point("clickhouse_done")
+        crash_point("clickhouse.done")
         owned.next_offset = plan.last + 1
         owned.cut = None
         metric("tollgate_ch_rows_total").inc(len(cut.rows))

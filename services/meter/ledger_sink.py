@@ -113,7 +113,7 @@ class LedgerSink:
             self._book(partition, owned, entries[:half])
             self._book(partition, owned, entries[half:])
             return
-        crash_point("ledger_committed")
+        crash_point("ledger.committed")
         owned.next_offset = entries[-1].message.offset + 1
         self._stage("book", started_s)
         self._tell(outcome)
@@ -136,7 +136,7 @@ class LedgerSink:
         self, connection: Connection, partition: int, owned: _Owned, entries: list[Entry]
     ) -> Outcome:
         """Changes nothing but the database: it may run more than once."""
-        crash_point("ledger_begun")
+        crash_point("ledger.begun")
         moved = self._store.advance(
             connection,
             self._topic,
@@ -148,7 +148,7 @@ class LedgerSink:
         )
         if not moved:
             raise _Moved(f"partition {partition}: not at {owned.next_offset} or not ours")
-        crash_point("ledger_advanced")
+        crash_point("ledger.advanced")
         outcome = self._booking.book(connection, partition, entries)
         why = self._limits.passed(outcome.fates)
         if why:

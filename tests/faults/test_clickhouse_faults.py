@@ -28,11 +28,11 @@ from tests.parts.terminals import START_US, error, request, usage
 pytest_plugins = ["tests.parts.clickhouse_fixtures"]
 
 CRASH_POINTS = (
-    "clickhouse_before_plan",
-    "clickhouse_planned",
-    "clickhouse_between_tables",
-    "clickhouse_acked",
-    "clickhouse_done",
+    "clickhouse.before_plan",
+    "clickhouse.planned",
+    "clickhouse.between_tables",
+    "clickhouse.acked",
+    "clickhouse.done",
 )
 
 

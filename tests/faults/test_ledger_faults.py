@@ -24,12 +24,12 @@ from tests.parts.postgres import drop_database, postgres_url
 
 TOLLGATE = Path(sys.executable).parent / "tollgate"
 POINTS = (
-    "ledger_begun",
-    "ledger_advanced",
-    "ledger_applied",
-    "ledger_posted",
-    "ledger_settled",
-    "ledger_committed",
+    "ledger.begun",
+    "ledger.advanced",
+    "ledger.applied",
+    "ledger.posted",
+    "ledger.settled",
+    "ledger.committed",
 )
 
 

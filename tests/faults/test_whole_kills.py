@@ -22,17 +22,17 @@ EDGE_POINTS = {
 BOOKS_POINTS = (
     "relay.after_send",
     "relay.after_mark",
-    "ledger_begun",
-    "ledger_advanced",
-    "ledger_applied",
-    "ledger_posted",
-    "ledger_settled",
-    "ledger_committed",
-    "clickhouse_before_plan",
-    "clickhouse_planned",
-    "clickhouse_between_tables",
-    "clickhouse_acked",
-    "clickhouse_done",
+    "ledger.begun",
+    "ledger.advanced",
+    "ledger.applied",
+    "ledger.posted",
+    "ledger.settled",
+    "ledger.committed",
+    "clickhouse.before_plan",
+    "clickhouse.planned",
+    "clickhouse.between_tables",
+    "clickhouse.acked",
+    "clickhouse.done",
 )
 REAPER_POINTS = ("reaper.after_closing", "reaper.after_seal", "reaper.after_append")
 

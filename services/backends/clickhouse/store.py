@@ -90,7 +90,7 @@ class RequestStore:
         self._insert(
             "attempts", ATTEMPT_COLUMNS, attempt_columns(topic, partition, rows), f"a:{token}"
         )
-        crash_point("clickhouse_between_tables")
+        crash_point("clickhouse.between_tables")
         self._insert(
             "requests", REQUEST_COLUMNS, request_columns(topic, partition, rows), f"r:{token}"
         )
