@@ -1,6 +1,5 @@
 """The account as its owner sees it: balance, wallet transactions, and the public price list."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -10,47 +9,15 @@ import orjson
 from schemas.events import MOVEMENTS
 from services.core.access import allowed_models
 from services.core.catalog import Key
-from services.core.dialects import DIALECTS
-from services.core.errors import InvalidRequest, Refusal
+from services.core.errors import InvalidRequest
 from services.core.ids import uuid7_text
 from services.core.money import NANO_PER_USD, exact_usd
-from services.edge.authenticate import authenticate
-from services.edge.headers import accounting, client_headers
-from services.edge.refuse import render
-from services.edge.snapshot import View
+from services.edge.authenticated import Authenticated, Caller
+from services.edge.headers import accounting
 from services.edge.worker import Worker
 
 LOW_BALANCE_NANO: Final = 1_000_000_000
 PAGE_SIZE_MAX: Final = 200
-
-
-class Authenticated:
-    """A GET for a live key, answered in JSON with the accounting headers."""
-
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
-    def _serve(
-        self,
-        req: falcon.Request,
-        resp: falcon.Response,
-        body: Callable[[View, Key], Any],
-    ) -> None:
-        request_id = uuid7_text()
-        headers = client_headers(req.env)
-        key = None
-        try:
-            view, key = authenticate(
-                self._worker.snapshots, headers, req.params, self._worker.clock.now_us()
-            )
-            resp.data = orjson.dumps(body(view, key))
-            resp.content_type = "application/json"
-        except Refusal as ex:
-            render(resp, DIALECTS["chat"], ex, request_id)
-        remaining_nano = self._worker.remaining_nano(key) if key is not None else 0
-        resp.set_headers(
-            accounting(remaining_nano=remaining_nano, estimate_credits=0, request_id=request_id)
-        )
 
 
 class AccountResource(Authenticated):
@@ -59,7 +26,8 @@ class AccountResource(Authenticated):
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         self._serve(req, resp, self._body)
 
-    def _body(self, view: View, key: Key) -> dict[str, Any]:
+    def _body(self, caller: Caller) -> dict[str, Any]:
+        view, key = caller.view, caller.key
         account = view.account(key.account_id)
         tier = "enterprise" if account.kind == "org" else "individual"
         return {
@@ -83,7 +51,7 @@ class BalanceResource(Authenticated):
     """`GET /v1/balance`: the balance part of the account."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        self._serve(req, resp, lambda view, key: balance(self._worker, key))
+        self._serve(req, resp, lambda caller: balance(self._worker, caller.key))
 
 
 class TransactionsResource(Authenticated):
@@ -91,7 +59,7 @@ class TransactionsResource(Authenticated):
     Spending by use never appears here."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        self._serve(req, resp, lambda view, key: self._body(req, key))
+        self._serve(req, resp, lambda caller: self._body(req, caller.key))
 
     def _body(self, req: falcon.Request, key: Key) -> dict[str, Any]:
         page = _number(req, "page", 1, 1_000_000)

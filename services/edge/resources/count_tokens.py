@@ -9,55 +9,42 @@ import orjson
 from services.core.access import check_model
 from services.core.dialects.anthropic import Anthropic
 from services.core.errors import Refusal
-from services.core.ids import uuid7_text
 from services.edge.attempts import Failure
-from services.edge.authenticate import authenticate
+from services.edge.authenticated import Authenticated, Caller
 from services.edge.body import read_body
 from services.edge.exchange import Exchange
-from services.edge.headers import accounting, client_headers, downstream
-from services.edge.refuse import render
+from services.edge.headers import downstream
 from services.edge.upstream import UpstreamError
-from services.edge.worker import Worker
 
 ANSWER_MAX_BYTES = 1024 * 1024
 ANSWER_S = 10.0
 PATH = "/v1/messages/count_tokens"
+_DIALECT = Anthropic()
 
 
-class CountTokensResource:
+class CountTokensResource(Authenticated):
     """Asks the first channel that has the route; without one, or when it fails, the estimate is
     the body's text bytes by the model's bytes per token, and says so in a header."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-        self._dialect = Anthropic()
-
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        worker = self._worker
-        clock = worker.clock
+        self._serve(req, resp, lambda caller: self._count(req, resp, caller), _DIALECT.name)
+
+    def _count(self, req: falcon.Request, resp: falcon.Response, caller: Caller) -> None:
+        clock, edge = self._worker.clock, self._worker.config.edge
         x = Exchange(
-            uuid7_text(),
-            self._dialect,
+            caller.request_id,
+            _DIALECT,
             req.env,
-            client_headers(req.env),
+            caller.headers,
             clock.monotonic_s(),
             clock.now_us(),
         )
-        try:
-            x.view, x.key = authenticate(worker.snapshots, x.headers, req.params, x.started_us)
-            x.body = read_body(
-                req.env, worker.config.edge.max_body_bytes, worker.config.edge.body_timeout_s
-            )
-            x.parsed = self._dialect.parse_count_request(x.body)
-            x.price = check_model(x.view.snapshot, x.view.index, x.key, x.parsed.model)
-            if not self._upstream(x, resp):
-                self._estimate(x, resp)
-        except Refusal as ex:
-            render(resp, self._dialect, ex, x.request_id, x)
-        remaining_nano = worker.remaining_nano(x.key) if x.key is not None else 0
-        resp.set_headers(
-            accounting(remaining_nano=remaining_nano, estimate_credits=0, request_id=x.request_id)
-        )
+        x.view, x.key = caller.view, caller.key
+        x.body = read_body(req.env, edge.max_body_bytes, edge.body_timeout_s)
+        x.parsed = _DIALECT.parse_count_request(x.body)
+        x.price = check_model(x.view.snapshot, x.view.index, x.key, x.parsed.model)
+        if not self._upstream(x, resp):
+            self._estimate(x, resp)
 
     def _upstream(self, x: Exchange, resp: falcon.Response) -> bool:
         upstreams = self._worker.upstreams
@@ -97,5 +84,4 @@ class CountTokensResource:
         gevent.sleep(0)  # a handler that never waits would starve the streams
         tokens = max(1, math.ceil(x.parsed.shape.text_bytes / x.price.bytes_per_token))
         resp.data = orjson.dumps({"input_tokens": tokens})
-        resp.content_type = "application/json"
         resp.set_header("x-tollgate-estimated", "true")

@@ -4,57 +4,37 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import falcon
-import orjson
 
 from schemas.errors import Code
 from services.core.access import allowed_models
-from services.core.dialects import DIALECTS
 from services.core.errors import InvalidRequest, Refusal
-from services.core.ids import uuid7_text
 from services.core.prices import ModelPrice
-from services.edge.authenticate import authenticate
-from services.edge.headers import accounting, client_headers
-from services.edge.refuse import render
-from services.edge.worker import Worker
+from services.edge.authenticated import Authenticated, Caller
 
 PAGE_MAX: Final = 1000
 
 
-class ModelsResource:
+class ModelsResource(Authenticated):
     """The Anthropic list when the request carries `anthropic-version`, else OpenAI's. No prices
     in the body, by design: they are at `/api/pricing`."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._worker = worker
-
     def on_get(self, req: falcon.Request, resp: falcon.Response, model_id: str = "") -> None:
-        request_id = uuid7_text()
-        headers = client_headers(req.env)
-        anthropic = "anthropic-version" in headers
-        key = None
-        try:
-            view, key = authenticate(
-                self._worker.snapshots, headers, req.params, self._worker.clock.now_us()
-            )
-            models = allowed_models(view.snapshot, view.index, key)
-            if model_id:
-                found = view.index.resolve(model_id)
-                if found is None or found.model not in {model.model for model in models}:
-                    raise Refusal(
-                        Code.MODEL_NOT_FOUND, f"model_not_found: this key has no model {model_id!r}"
-                    )
-                body: Any = _anthropic(found) if anthropic else _openai(found)
-            else:
-                models = _filtered(models, req)
-                body = _anthropic_list(models, req) if anthropic else _openai_list(models)
-            resp.data = orjson.dumps(body)
-            resp.content_type = "application/json"
-        except Refusal as ex:
-            render(resp, DIALECTS["anthropic" if anthropic else "chat"], ex, request_id)
-        remaining_nano = self._worker.remaining_nano(key) if key is not None else 0
-        resp.set_headers(
-            accounting(remaining_nano=remaining_nano, estimate_credits=0, request_id=request_id)
-        )
+        anthropic = req.get_header("anthropic-version") is not None
+
+        def answer(caller: Caller) -> Any:
+            index = caller.view.index
+            models = allowed_models(caller.view.snapshot, index, caller.key)
+            if not model_id:
+                wanted = _filtered(models, req)
+                return _anthropic_list(wanted, req) if anthropic else _openai_list(wanted)
+            found = index.resolve(model_id)
+            if found is None or found.model not in {model.model for model in models}:
+                raise Refusal(
+                    Code.MODEL_NOT_FOUND, f"model_not_found: this key has no model {model_id!r}"
+                )
+            return _anthropic(found) if anthropic else _openai(found)
+
+        self._serve(req, resp, answer, "anthropic" if anthropic else "chat")
 
 
 def _filtered(models: list[ModelPrice], req: falcon.Request) -> list[ModelPrice]:

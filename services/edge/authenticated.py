@@ -1,0 +1,59 @@
+"""The way of every free route for a live key: authenticate, answer or refuse, account."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import falcon
+import orjson
+
+from services.core.catalog import Key
+from services.core.dialects import DIALECTS
+from services.core.errors import Refusal
+from services.core.ids import uuid7_text
+from services.edge.authenticate import authenticate
+from services.edge.headers import accounting, client_headers
+from services.edge.refuse import render
+from services.edge.snapshot import View
+from services.edge.worker import Worker
+
+
+class Caller(NamedTuple):
+    """An authenticated request. `headers` by lower-case name."""
+
+    request_id: str
+    headers: dict[str, str]
+    view: View
+    key: Key
+
+
+class Authenticated:
+    """A resource that answers the holders of live keys and costs nothing."""
+
+    def __init__(self, worker: Worker) -> None:
+        self._worker = worker
+
+    def _serve(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        answer: Callable[[Caller], Any],
+        dialect: str = "chat",
+    ) -> None:
+        """Sends what `answer` returns as JSON; None says that it filled `resp` itself. A Refusal
+        goes out in the shape of `dialect`."""
+        worker = self._worker
+        request_id = uuid7_text()
+        headers = client_headers(req.env)
+        key = None
+        try:
+            view, key = authenticate(worker.snapshots, headers, req.params, worker.clock.now_us())
+            body = answer(Caller(request_id, headers, view, key))
+            if body is not None:
+                resp.data = orjson.dumps(body)
+            resp.content_type = resp.content_type or "application/json"
+        except Refusal as ex:
+            render(resp, DIALECTS[dialect], ex, request_id)
+        remaining_nano = worker.remaining_nano(key) if key is not None else 0
+        resp.set_headers(
+            accounting(remaining_nano=remaining_nano, estimate_credits=0, request_id=request_id)
+        )
