@@ -18,6 +18,14 @@ from services.core.routing import normalized
 
 REQUIRED: Final = ("input", "cache_read", "cache_write_5m", "cache_write_1h", "output")
 _PRICE_MAX: Final = 10**18  # nano-USD per 10^6 units: a thousand dollars for one unit
+MEDIA: Final[dict[str, tuple[str, ...]]] = {  # one of these is the price of a generation
+    "image": ("images",),
+    "video": ("seconds", "calls"),
+    "speech": ("characters",),
+    "transcription": ("seconds",),
+    "embedding": ("input",),
+    "rerank": ("calls",),
+}
 _Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:/-]{0,127}$")]
 _Positive = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 
@@ -29,8 +37,8 @@ class PriceFileError(Exception):
 class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     model: _Name
     usd_per_million: dict[str, str]
-    context_window: _Positive
-    max_output_tokens: _Positive
+    context_window: _Positive | None = None  # text needs it, as the next one
+    max_output_tokens: _Positive | None = None
     provider_usd_per_million: dict[str, str] = {}
     display_name: str = ""
     created: datetime.date | None = None
@@ -42,6 +50,9 @@ class _Row(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     image_tokens: _Positive | None = None
     document_tokens: _Positive | None = None
     hidden_output: bool = False
+    kind: str = "text"
+    limits: dict[str, _Positive] = {}
+    choices: dict[str, list[str]] = {}
 
 
 class _File(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -113,9 +124,7 @@ def _read(file: Path) -> list[ModelPrice]:
 def _model(file: Path, at: int, content: _File, row: _Row) -> ModelPrice:
     where = f"{file}: models[{at}]"
     classes = _classes(f"{where}.usd_per_million", row.usd_per_million)
-    for name in REQUIRED:
-        if name not in classes:
-            raise PriceFileError(f"{where}.usd_per_million: `{name}` is missing ({row.model})")
+    _require(where, row, classes)
     defaults: dict[str, Any] = {
         name: getattr(row, name) if getattr(row, name) is not None else getattr(content, name)
         for name in (
@@ -130,8 +139,8 @@ def _model(file: Path, at: int, content: _File, row: _Row) -> ModelPrice:
     return ModelPrice(
         model=row.model,
         vendor=content.vendor,
-        context_window=row.context_window,
-        max_output_tokens=row.max_output_tokens,
+        context_window=row.context_window or 0,
+        max_output_tokens=row.max_output_tokens or 0,
         classes=classes,
         provider_classes=_classes(
             f"{where}.provider_usd_per_million", row.provider_usd_per_million
@@ -140,8 +149,25 @@ def _model(file: Path, at: int, content: _File, row: _Row) -> ModelPrice:
         display_name=row.display_name or row.model,
         created=_midnight(row.created),
         hidden_output=row.hidden_output,
+        kind=row.kind,
+        limits=row.limits,
+        choices=row.choices,
         **defaults,
     )
+
+
+def _require(where: str, row: _Row, classes: dict[str, int]) -> None:
+    if row.kind == "text":
+        missing = [name for name in REQUIRED if name not in classes]
+        if row.context_window is None or row.max_output_tokens is None:
+            raise PriceFileError(f"{where}: a text model has context_window and max_output_tokens")
+    elif row.kind in MEDIA:
+        some = any(name in classes for name in MEDIA[row.kind])
+        missing = [] if some else list(MEDIA[row.kind][:1])
+    else:
+        raise PriceFileError(f"{where}.kind: text or one of {', '.join(MEDIA)}, not {row.kind!r}")
+    for name in missing:
+        raise PriceFileError(f"{where}.usd_per_million: `{name}` is missing ({row.model})")
 
 
 def _classes(where: str, prices: dict[str, str]) -> dict[str, int]:

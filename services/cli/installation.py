@@ -35,7 +35,11 @@ def channels(config: Config) -> Sequence[shape.Channel]:
             name=f"sim-{dialect}",
             dialect=dialect,  # type: ignore[arg-type]
             base_url=sim_url(config),
-            models=[name for name, model in models.items() if model.vendor in vendors],
+            models=[
+                name
+                for name, model in models.items()
+                if model.vendor in vendors and model.kind == "text"
+            ],
             groups=["default", *(group.name for group in config.groups if group.name != "default")],
         )
         for dialect, vendors in _SIM_DIALECTS.items()

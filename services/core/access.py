@@ -5,7 +5,7 @@ from typing import Final
 
 from schemas.errors import Code
 from services.core.catalog import Key, Snapshot
-from services.core.errors import Refusal
+from services.core.errors import InvalidRequest, Refusal
 from services.core.keys import sha256_hex
 from services.core.prices import ModelPrice
 from services.core.routing import ModelIndex
@@ -74,12 +74,16 @@ def is_revoked(snapshot: Snapshot, key: Key) -> bool:
     return now is None or now.status != "active" or account is None or account.status == "disabled"
 
 
-def check_model(snapshot: Snapshot, index: ModelIndex, key: Key, asked: str) -> ModelPrice:
-    """The priced model that `asked` means for this key.
+def check_model(
+    snapshot: Snapshot, index: ModelIndex, key: Key, asked: str, *, media: bool = False
+) -> ModelPrice:
+    """The priced model that `asked` means for this key: a text model, or with `media` one that
+    makes images, video, ... as a job.
 
     Raises Refusal: MODEL_NOT_FOUND for a name that nothing serves, MODEL_WITHOUT_PRICE for one
-    that a channel serves and the price version does not hold, MODEL_NOT_IN_GROUP for one that
-    only other groups may use."""
+    that a channel serves and the price version does not hold, UNSUPPORTED_MODEL (text) or
+    INVALID_PARAM (media) for one of the other sort, MODEL_NOT_IN_GROUP for one that only other
+    groups may use."""
     shown = asked if len(asked) <= _NAME_MAX else asked[:_NAME_MAX] + "..."
     model = index.resolve(asked)
     if model is None:
@@ -87,6 +91,14 @@ def check_model(snapshot: Snapshot, index: ModelIndex, key: Key, asked: str) -> 
             raise _without_price(shown)
         raise Refusal(
             Code.MODEL_NOT_FOUND, f"model_not_found: no model is named {shown!r}", param="model"
+        )
+    if media and model.kind == "text":
+        raise InvalidRequest(f"model: {shown!r} is a text model, it makes no media", param="model")
+    if not media and model.kind != "text":
+        raise Refusal(
+            Code.UNSUPPORTED_MODEL,
+            f"unsupported_model: {shown!r} makes {model.kind}: use POST /v1/tasks/submit",
+            param="model",
         )
     if not _has_prices(model):
         raise _without_price(shown)
@@ -135,7 +147,7 @@ def in_group(snapshot: Snapshot, group_name: str, canonical: str) -> bool:
 
 
 def _has_prices(model: ModelPrice) -> bool:
-    return all(name in model.classes for name in _NEEDED)
+    return model.kind != "text" or all(name in model.classes for name in _NEEDED)
 
 
 def _without_price(shown: str) -> Refusal:

@@ -14,8 +14,9 @@ PPM: Final = 1_000_000
 
 
 class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
-    """What one model is and costs. `classes` and `provider_classes` are nano-USD per 10^6 units;
-    `provider_classes` empty means that the provider charges us the list price `classes`."""
+    """What one model is and costs. `classes` and `provider_classes` are price sets
+    (`services.core.tiers`) in nano-USD per 10^6 units; `provider_classes` empty means that the
+    provider charges us the list price `classes`."""
 
     model: str
     vendor: str  # anthropic | openai | google | deepseek | moonshot | zhipu | minimax
@@ -33,15 +34,21 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
     hidden_output: bool = False  # bills output that its stream does not show (reasoning)
     display_name: str = ""
     created: int = 0
+    long_context_tokens: int = 0  # more input than this costs the `long:` prices; 0: never
+    kind: str = "text"  # text, or what it generates: services.core.media.KINDS
+    limits: dict[str, int] = {}  # media: seconds_max, n_max, ... (services.core.media)
+    choices: dict[str, list[str]] = {}  # media: resolutions, sizes, ...; absent: anything
 
 
 class PriceBook(msgspec.Struct, frozen=True, kw_only=True):
-    """The content of a price version. `channels[name][model]` overrides class prices for one
-    channel; `multipliers_ppm[group]` is the group's multiplier in parts per million."""
+    """The content of a price version. `channels[name][model]` overrides prices of the model on one
+    channel, `channel_costs[name][model]` what its provider charges us there;
+    `multipliers_ppm[group]` is the group's multiplier in parts per million."""
 
     models: dict[str, ModelPrice]
     multipliers_ppm: dict[str, int]
     channels: dict[str, dict[str, dict[str, int]]] = {}
+    channel_costs: dict[str, dict[str, dict[str, int]]] = {}
 
     def version_id(self) -> str:
         """`pv_` and the first 16 hex digits of the SHA-256 of the sorted JSON."""

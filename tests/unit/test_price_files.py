@@ -69,7 +69,7 @@ def test_the_built_in_data_holds_the_price_list_exactly(model):
 
 
 def test_every_built_in_model_is_priced_whole():
-    models = price_files.load()
+    models = {n: m for n, m in price_files.load().items() if m.kind == "text"}
     for model in models.values():
         assert set(REQUIRED) <= set(model.classes), model.model
         assert 0 < model.classes["cache_read"] <= model.classes["input"] <= model.classes["output"]
@@ -80,6 +80,14 @@ def test_every_built_in_model_is_priced_whole():
         assert {"text", "streaming"} <= set(model.capabilities)
     searches = {models[name].classes["web_search"] for name in ("claude-opus-4-7", "gpt-5-5")}
     assert searches == {10_000_000 * 1_000_000}  # one cent each
+
+
+def test_every_built_in_media_model_has_the_price_of_its_kind():
+    models = [model for model in price_files.load().values() if model.kind != "text"]
+    assert {model.kind for model in models} >= {"image", "video", "speech", "transcription"}
+    for model in models:
+        assert set(price_files.MEDIA[model.kind]) & set(model.classes), model.model
+        assert all(price > 0 for price in model.classes.values())
 
 
 def test_no_two_built_in_names_mean_the_same():
