@@ -1,8 +1,9 @@
 """How much money a request can cost at most, before it is sent upstream.
 
 The input bound is tokens times the dearest input class the body can trigger, the output bound is
-the request's cap (else the model's maximum) times `n`; both at the dearest channel the request
-may fail over to, and rounded up. A usage within the token bounds is never rated above them."""
+the request's cap (else the model's maximum) times `n`; both in the dearest service tier and input
+length that the body can trigger, at the dearest channel the request may fail over to, rounded up.
+A usage within the token bounds is never rated above them."""
 
 from collections.abc import Iterable
 from typing import Final, NamedTuple
@@ -10,6 +11,7 @@ from typing import Final, NamedTuple
 from services.core.dialects.base import BodyShape, ParsedRequest
 from services.core.prices import ModelPrice, PriceBook
 from services.core.rating import Unpriced, ceiling_nano, class_prices
+from services.core.tiers import price_of
 
 # A token is at least two bytes of JSON text in every tokenizer that we price.
 BYTES_PER_TOKEN_MIN: Final = 2
@@ -100,8 +102,10 @@ def hold_bound(
     shape: BodyShape,
     max_output_tokens: int | None,
     n: int = 1,
+    tier: str = "",
 ) -> Bound:
-    """The bound of a request that may go to any of `channels` (names).
+    """The bound of a request that may go to any of `channels` (names) and asks for `tier`, which
+    the provider may grant or not.
 
     Raises `Unpriced` when there is no channel, or a class that the body can trigger has no
     price on one of them."""
@@ -111,17 +115,18 @@ def hold_bound(
     input_units = input_tokens_max(model, shape)
     output_units = output_tokens_max(model, max_output_tokens, n)
     classes = (*_INPUT_CLASSES, "cache_write_1h") if shape.cache_write_1h else _INPUT_CLASSES
+    long = 0 < model.long_context_tokens < input_units
     dearest: Bound | None = None
     for channel in channels:
         prices = class_prices(book, channel, priced_as)
-        input_nano = ceiling_nano(
-            input_units, max(_price(prices, name) for name in classes), multiplier_ppm
-        )
-        if shape.server_tools:
+        input_price = max(_price(prices, name, tier, long) for name in classes)
+        input_nano = ceiling_nano(input_units, input_price, multiplier_ppm)
+        if shape.server_tools and "web_search" in prices:
             # A model without a price for searches cannot bill one: the rating refuses it.
-            search = prices.get("web_search", 0)
+            search = _price(prices, "web_search", tier, long)
             input_nano += ceiling_nano(SERVER_TOOL_CALLS, search, multiplier_ppm)
-        output_nano = ceiling_nano(output_units, _price(prices, "output"), multiplier_ppm)
+        output_price = _price(prices, "output", tier, long)
+        output_nano = ceiling_nano(output_units, output_price, multiplier_ppm)
         if dearest is None:
             dearest = Bound(input_nano, output_nano, output_units)
         else:
@@ -135,8 +140,9 @@ def hold_bound(
     return dearest
 
 
-def _price(prices: dict[str, int], name: str) -> int:
-    price = prices.get(name)
+def _price(prices: dict[str, int], name: str, tier: str, long: bool) -> int:
+    """The dearest price that the class can have: in the tier asked for, or in the standard one."""
+    price = price_of(prices, name, "", long)
     if price is None:
         raise Unpriced(f"no price for {name}")
-    return price
+    return max(price, price_of(prices, name, tier, long) or 0) if tier else price

@@ -7,7 +7,8 @@ import msgspec
 
 from schemas.events import Error, Usage
 from services.core.prices import PPM, ModelPrice, PriceBook
-from services.core.rating import Unpriced, rate
+from services.core.rating import Unpriced, class_prices, provider_prices, rate
+from services.core.tiers import price_of, rate_of
 
 
 class WhatIf(msgspec.Struct):
@@ -39,7 +40,8 @@ class Margin(msgspec.Struct):
 
 
 class BelowCost(NamedTuple):
-    """A price below what the provider charges, per 10^6 units; `channel` empty: the model's own."""
+    """A price below what the provider charges, per 10^6 units; `channel` empty: the model's own.
+    `usage_class` is a key of a price set."""
 
     group: str
     model: str
@@ -73,6 +75,7 @@ class PriceStudy:
                 priced_as=event.priced_as,
                 group=event.group,
                 usage=event.usage,
+                tier=event.tier,
             )
         except Unpriced:
             line.unpriced += 1
@@ -100,16 +103,18 @@ class Margins:
 
 
 def below_cost(book: PriceBook) -> Iterator[BelowCost]:
-    """Every price of the book that loses money on each unit sold."""
+    """Every price of the book that loses money on each unit sold. What only the provider prices
+    otherwise (a tier that customers pay the plain price for) counts too."""
     for group, multiplier_ppm in sorted(book.multipliers_ppm.items()):
-        for name, model in sorted(book.models.items()):
-            provider = model.provider_classes or model.classes
-            own = {"": {}, **{c: by[name] for c, by in sorted(book.channels.items()) if name in by}}
-            for channel, overrides in own.items():
-                for usage_class, price in sorted({**model.classes, **overrides}.items()):
-                    customer_nano = price * multiplier_ppm // PPM
-                    provider_nano = provider.get(usage_class, 0)
-                    if customer_nano < provider_nano:
-                        yield BelowCost(
-                            group, name, channel, usage_class, customer_nano, provider_nano
-                        )
+        for name in sorted(book.models):
+            own = {
+                c for part in (book.channels, book.channel_costs) for c in part if name in part[c]
+            }
+            for channel in ("", *sorted(own)):
+                prices = class_prices(book, channel, name)
+                costs = provider_prices(book, channel, name)
+                for key in sorted({*prices, *costs}):
+                    sold_nano = (price_of(prices, *rate_of(key)) or 0) * multiplier_ppm // PPM
+                    cost_nano = price_of(costs, *rate_of(key)) or 0
+                    if sold_nano < cost_nano:
+                        yield BelowCost(group, name, channel, key, sold_nano, cost_nano)

@@ -1,12 +1,13 @@
 """What a usage costs: one formula, in integers, rounded once per event.
 
 cost_nano = (sum(units * price) * multiplier_ppm + 5 * 10^11) // 10^12, with prices in nano-USD per
-10^6 units and the multiplier in parts per million."""
+10^6 units (of the tier and input length that were used) and the multiplier in parts per million."""
 
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from services.core.prices import PPM, PriceBook
+from services.core.tiers import is_long, served_prices
 from services.core.usage import INFO
 
 _SCALE: Final = 10**12  # 10^6 units per price, 10^6 parts per multiplier
@@ -51,7 +52,8 @@ def ceiling_nano(units: int, price: int, multiplier_ppm: int) -> int:
 
 
 def class_prices(book: PriceBook, channel: str, priced_as: str) -> dict[str, int]:
-    """Nano-USD per 10^6 units of each class of `priced_as` on `channel`.
+    """The price set (`services.core.tiers`) of `priced_as` on `channel`: each price that the
+    channel names replaces exactly that one of the model.
 
     Raises `Unpriced` when the book does not hold the model."""
     model = book.models.get(priced_as)
@@ -59,6 +61,15 @@ def class_prices(book: PriceBook, channel: str, priced_as: str) -> dict[str, int
         raise Unpriced(f"no price for model {priced_as}")
     own = book.channels.get(channel, {}).get(priced_as)
     return {**model.classes, **own} if own else model.classes
+
+
+def provider_prices(book: PriceBook, channel: str, priced_as: str) -> dict[str, int]:
+    """What the provider behind `channel` charges us, as a price set; without other word the list
+    price of the model. The book holds the model."""
+    model = book.models[priced_as]
+    listed = model.provider_classes or model.classes
+    own = book.channel_costs.get(channel, {}).get(priced_as)
+    return {**listed, **own} if own else listed
 
 
 def multiplier_ppm(book: PriceBook, group: str) -> int:
@@ -69,18 +80,25 @@ def multiplier_ppm(book: PriceBook, group: str) -> int:
 
 
 def rate(
-    book: PriceBook, *, channel: str, priced_as: str, group: str, usage: Mapping[str, int]
+    book: PriceBook,
+    *,
+    channel: str,
+    priced_as: str,
+    group: str,
+    usage: Mapping[str, int],
+    tier: str = "",
 ) -> Rated:
-    """What `usage` of model `priced_as` costs on `channel` for a key of `group`.
+    """What `usage` of model `priced_as` costs on `channel`, served in `tier` (empty: the standard
+    one), for a key of `group`.
 
     Raises `Unpriced` when book, model, group or a used class has no price."""
     prices = class_prices(book, channel, priced_as)
     multiplier = multiplier_ppm(book, group)
-    model = book.models[priced_as]
-    charged_to_us = model.provider_classes or model.classes
+    long = is_long(usage, book.models[priced_as].long_context_tokens)
+    costs = provider_prices(book, channel, priced_as)
     return Rated(
-        cost_nano=cost_nano(usage, prices, multiplier),
-        provider_cost_nano=cost_nano(usage, charged_to_us, PPM),
+        cost_nano=cost_nano(usage, served_prices(prices, usage, tier, long), multiplier),
+        provider_cost_nano=cost_nano(usage, served_prices(costs, usage, tier, long), PPM),
         multiplier_ppm=multiplier,
     )
 

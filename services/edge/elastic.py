@@ -154,6 +154,7 @@ class ElasticHold:
                 priced_as=x.price.model,
                 group=x.key.group,
                 usage=usage,
+                tier=x.tier,
             ).cost_nano
         except Unpriced:
             return None

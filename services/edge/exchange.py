@@ -113,6 +113,14 @@ class Exchange:
         return credits_up(self.bound.whole_nano) if self.bound is not None else 0
 
     @property
+    def tier(self) -> str:
+        """The service tier that is priced: as the answer tells it, until then as asked for."""
+        told = self.answer.tier if self.answer is not None else None
+        if told is not None:
+            return told
+        return self.parsed.tier if self.parsed is not None else ""
+
+    @property
     def client(self) -> str:
         """What called: the first product token of the user agent, at most 64 characters."""
         return self.headers.get("user-agent", "").split(" ", 1)[0][:64]

@@ -208,6 +208,7 @@ class Recorder:
                 priced_as=x.price.model,
                 group=x.key.group,
                 usage=usage,
+                tier=x.tier,
             )
         except Unpriced:
             return None
@@ -263,6 +264,7 @@ class Recorder:
                 charged_nano=charged_nano,
                 written_off_nano=rated.cost_nano - charged_nano,
                 provider_cost_nano=rated.provider_cost_nano,
+                tier=x.tier,
                 estimated=verdict.estimated,
                 **common,
             )

@@ -36,6 +36,7 @@ class Rerate:
                 priced_as=event.priced_as,
                 group=event.group,
                 usage=event.usage,
+                tier=event.tier,
             )
         except Unpriced as ex:
             raise Poison(Reason.PRICE_MISMATCH, str(ex)) from ex

@@ -51,6 +51,7 @@ def asked(dialect, *, model="", text_bytes=200, cap=16_000, **fields):
         view=SimpleNamespace(prices=SimpleNamespace(book=BOOK)),
         channel=SimpleNamespace(name="main"),
         reservation=None,
+        tier="",
     )
 
 

@@ -27,7 +27,7 @@ def test_a_million_charges_add_up_to_the_nano():
     """Against decimal arithmetic that shares no code: the balance of every wallet is exact."""
     book = PriceBook(models=price_files.load(), multipliers_ppm={"default": 1_000_000})
     draw = random.Random(1)
-    names = sorted(book.models)
+    names = sorted(name for name, model in book.models.items() if "output" in model.classes)
     charges, expected = [], []
     for number in range(KINDS):
         model = draw.choice(names)

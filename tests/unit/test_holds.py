@@ -14,7 +14,7 @@ from services.core.holds import (
 from services.core.prices import PriceBook
 from services.core.rating import Unpriced, rate
 
-MODELS = price_files.load()
+MODELS = {name: m for name, m in price_files.load().items() if "output" in m.classes}
 OVERRIDES = {"dear": {name: {"input": 10**11, "output": 10**11} for name in MODELS}}
 
 

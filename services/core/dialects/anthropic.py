@@ -8,11 +8,12 @@ import msgspec
 
 from schemas.errors import SHAPES, Code
 from services.core import usage as classes
-from services.core.dialects.anthropic_stream import AnthropicScan
+from services.core.dialects.anthropic_stream import AnthropicScan, tier_in
 from services.core.dialects.base import ParsedRequest, ResponseFacts
 from services.core.dialects.reading import (
     ModelName,
     Positive,
+    child,
     children,
     error_in,
     first_header,
@@ -54,6 +55,8 @@ class _Body(msgspec.Struct):
     tools: list[_Tool] | None = None
     metadata: msgspec.Raw = msgspec.Raw(b"null")
     mcp_servers: msgspec.Raw = msgspec.Raw(b"null")
+    service_tier: object = None
+    speed: object = None
 
 
 class _CountBody(msgspec.Struct):
@@ -88,6 +91,7 @@ class Anthropic:
             session_id=first_header(headers, "x-claude-code-session-id")
             or _session_in(read.metadata),
             agent_id=first_header(headers, "x-claude-code-agent-id"),
+            tier=tier_in({"speed": read.speed, "service_tier": read.service_tier}) or "",
         )
 
     def parse_count_request(self, body: bytes) -> ParsedRequest:
@@ -117,6 +121,7 @@ class Anthropic:
             has_content=reason == "refusal" or any(_says_something(block) for block in content),
             output_bytes=sum(_output_bytes(block) for block in content),
             model=text_of(answer, "model"),
+            tier=tier_in(child(answer, "usage")),
         )
 
     def scan(self, parsed: ParsedRequest) -> AnthropicScan:

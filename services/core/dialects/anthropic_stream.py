@@ -11,6 +11,7 @@ from services.core import usage as classes
 from services.core.dialects.output import OutputMeter, strings_under
 from services.core.dialects.reading import child, error_in, json_object, text_of
 from services.core.framing import EventSplitter, events_with, frame, lf_only, payload
+from services.core.tiers import told_tier
 
 _PING: Final = b'event: ping\ndata: {"type": "ping"}\n\n'
 _OUTPUT: Final = strings_under("text", "thinking", "partial_json")
@@ -40,6 +41,10 @@ class AnthropicScan:
     @property
     def usage(self) -> dict[str, int] | None:
         return classes.from_anthropic(self._told) if self._told else None
+
+    @property
+    def tier(self) -> str | None:
+        return tier_in(self._told)
 
     @property
     def output_bytes(self) -> int:
@@ -118,6 +123,11 @@ class AnthropicScan:
             self.finished = True
         elif kind == "error":
             self.error = error_in(event.get("error")) or ("error", "no message")
+
+
+def tier_in(told: Mapping[str, Any]) -> str | None:
+    """The service tier in a usage object or a request; the fast mode is priced like one."""
+    return "fast" if told.get("speed") == "fast" else told_tier(told.get("service_tier"))
 
 
 def _has_content(event: dict[str, Any]) -> bool:

@@ -24,7 +24,8 @@ class BodyShape(msgspec.Struct, frozen=True, kw_only=True):
 
 class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
     """The few facts of a request that routing and money need; the body itself stays bytes.
-    `wants_usage` is False only for a chat stream whose client did not ask for the usage chunk."""
+    `wants_usage` is False only for a chat stream whose client did not ask for the usage chunk.
+    `tier` is the service tier asked for by name, empty for the provider's usual one."""
 
     model: str
     stream: bool
@@ -34,12 +35,14 @@ class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str = ""
     agent_id: str = ""
     wants_usage: bool = True
+    tier: str = ""
 
 
 class ResponseFacts(msgspec.Struct, kw_only=True):
     """What a whole (non-streaming) answer says. `usage` is in the classes of
     `services.core.usage`; `error` is (type, message) when the body is an error object;
-    `finished` means that the answer says how it ended."""
+    `finished` means that the answer says how it ended; `tier` is None when it does not say in
+    which service tier it was made."""
 
     usage: dict[str, int] | None = None
     finished: bool = False
@@ -48,6 +51,7 @@ class ResponseFacts(msgspec.Struct, kw_only=True):
     error: tuple[str, str] | None = None
     output_bytes: int = 0
     model: str = ""
+    tier: str | None = None
 
     @property
     def output_told(self) -> bool:
@@ -100,6 +104,10 @@ class StreamScan(Protocol):
 
     @property
     def model(self) -> str: ...
+
+    @property
+    def tier(self) -> str | None:
+        """The service tier told so far, None while it is not; empty for the standard one."""
 
     def feed(self, data: bytes) -> bytes:
         """The bytes to relay now: `data` itself, unless an extra usage chunk is taken out."""

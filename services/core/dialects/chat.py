@@ -24,6 +24,7 @@ from services.core.dialects.reading import (
 )
 from services.core.dialects.shape import body_shape
 from services.core.json_span import append_member, find_value, replace_value
+from services.core.tiers import told_tier
 
 _MEDIA: Final = (b'"image_url"', b'"file"', b'"input_audio"')
 _NULL: Final = msgspec.Raw(b"null")
@@ -43,6 +44,7 @@ class _Body(msgspec.Struct):
     prompt_cache_retention: msgspec.Raw = _NULL
     user: msgspec.Raw = _NULL
     web_search_options: msgspec.Raw = _NULL
+    service_tier: object = None
 
 
 _decoder: Final = msgspec.json.Decoder(_Body)
@@ -78,6 +80,7 @@ class Chat:
             agent_id=label(headers.get("x-claude-code-agent-id")),
             wants_usage=not stream
             or json_object(bytes(read.stream_options)).get("include_usage") is True,
+            tier=told_tier(read.service_tier) or "",
         )
 
     def upstream_body(self, body: bytes, parsed: ParsedRequest, upstream_model: str) -> bytes:
@@ -101,6 +104,7 @@ class Chat:
             has_content=any(message_says_something(message) for message in messages),
             output_bytes=sum(message_bytes(message) for message in messages),
             model=text_of(answer, "model"),
+            tier=told_tier(answer.get("service_tier")),
         )
 
     def scan(self, parsed: ParsedRequest) -> ChatScan:

@@ -11,6 +11,7 @@ from services.core.dialects.openai import error_object
 from services.core.dialects.output import OutputMeter, strings_under
 from services.core.dialects.reading import child, children, error_in, json_object, text_of
 from services.core.framing import EventSplitter, events, frame, lf_only, payload
+from services.core.tiers import told_tier
 
 _DONE: Final = b"[DONE]"
 _PING: Final = b": ping\n\n"
@@ -41,6 +42,7 @@ class ChatScan:
         self.has_content = False
         self.error: tuple[str, str] | None = None
         self.model = ""
+        self.tier: str | None = None
 
     @property
     def usage(self) -> dict[str, int] | None:
@@ -150,6 +152,8 @@ class ChatScan:
             self._id = text_of(chunk, "id")
             created = chunk.get("created")
             self._created = created if type(created) is int else 0
+        tier = told_tier(chunk.get("service_tier"))
+        self.tier = self.tier if tier is None else tier
         self.error = self.error or error_in(chunk.get("error"))
         for choice in children(chunk, "choices"):
             self.finish_reason = text_of(choice, "finish_reason") or self.finish_reason

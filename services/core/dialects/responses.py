@@ -31,6 +31,7 @@ from services.core.dialects.responses_stream import (
 from services.core.dialects.shape import body_shape
 from services.core.errors import InvalidRequest
 from services.core.json_span import replace_value
+from services.core.tiers import told_tier
 
 _MEDIA: Final = (
     b'"input_image"',
@@ -73,6 +74,7 @@ class _Body(msgspec.Struct):
     prompt_cache_key: str | None = None
     prompt_cache_options: msgspec.Raw = _NULL
     prompt_cache_retention: msgspec.Raw = _NULL
+    service_tier: object = None
 
 
 _decoder: Final = msgspec.json.Decoder(_Body)
@@ -109,6 +111,7 @@ class Responses:
             session_id=label(read.prompt_cache_key)
             or first_header(headers, "session-id", "session_id"),
             agent_id=first_header(headers, "x-claude-code-agent-id"),
+            tier=told_tier(read.service_tier) or "",
         )
 
     def upstream_body(self, body: bytes, parsed: ParsedRequest, upstream_model: str) -> bytes:
@@ -135,6 +138,7 @@ class Responses:
             has_content=any(item_says_something(item) for item in items),
             output_bytes=sum(item_bytes(item) for item in items),
             model=text_of(answer, "model"),
+            tier=told_tier(answer.get("service_tier")),
         )
 
     def scan(self, parsed: ParsedRequest) -> ResponsesScan:

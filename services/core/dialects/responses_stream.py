@@ -12,6 +12,7 @@ from services.core.dialects.output import OutputMeter, strings_under
 from services.core.dialects.reading import child, children, error_in, json_object, text_of
 from services.core.framing import EventSplitter, events, frame, lf_only, payload
 from services.core.ids import uuid7_hex
+from services.core.tiers import told_tier
 
 # `response.completed` repeats the whole answer, pictures included.
 _MAX_EVENT_BYTES: Final = 16 << 20
@@ -58,6 +59,7 @@ class ResponsesScan:
         self.has_content = False
         self.error: tuple[str, str] | None = None
         self.model = ""
+        self.tier: str | None = None
 
     @property
     def usage(self) -> dict[str, int] | None:
@@ -161,6 +163,8 @@ class ResponsesScan:
 
     def _read_response(self, kind: str, response: dict[str, Any]) -> None:
         self.model = text_of(response, "model") or self.model
+        tier = told_tier(response.get("service_tier"))
+        self.tier = self.tier if tier is None else tier
         told = response.get("usage")
         if type(told) is dict:
             self._told = told

@@ -119,6 +119,7 @@ class TextResource:
             shape=x.parsed.shape,
             max_output_tokens=x.parsed.max_output_tokens,
             n=x.parsed.n,
+            tier=x.parsed.tier,
         )
         x.reservation = worker.leases.reserve(x.key, *worker.holds.first_nano(x, x.bound))
         try:
