@@ -72,7 +72,7 @@ class _File:
         self.wal_fd = os.open(f"{self.path}-wal", os.O_RDONLY)
 
     def close(self) -> None:
-        """Closes; SQLite moves the WAL into the main file unless a reader is there. Blocks."""
+        """Closes; SQLite moves the WAL into the main file, a fraction of its size. Blocks."""
         self.connection.close()
         os.close(self.wal_fd)
 
@@ -271,13 +271,22 @@ class Outbox:
         file.connection.execute("UPDATE meta SET finished = 1")
 
     def _keep_spare(self) -> None:
-        half_full = os.fstat(self._file.wal_fd).st_size * 2 >= self._settings.rotate_bytes
-        if self._spare is None and (half_full or self._full or not self._ballast.held):
-            self._with_room(self._make_spare)
+        """A file is shipped and removed only once the next one takes its place: so that one must
+        be there before the disk is full."""
+        if self._spare is not None:
+            return
+        try:
+            self._make_spare()
+        except (sqlite3.OperationalError, OSError):
+            half_full = os.fstat(self._file.wal_fd).st_size * 2 >= self._settings.rotate_bytes
+            if half_full or self._full or not self._ballast.held:
+                self._with_room(self._make_spare)
 
     def _make_spare(self) -> None:
         number = self._file.number + 1
         spare = _File(self._folder, self.incarnation, number, self._settings.sync)
+        # Its first row then overwrites the log's blocks and needs no new ones.
+        spare.connection.execute("PRAGMA wal_checkpoint(RESTART)")
         fsync_folder(self._folder)
         self._spare = spare
 

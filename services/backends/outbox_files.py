@@ -179,16 +179,16 @@ def remove_orphans(folder: Path) -> None:
 
 
 def _connect(path: Path) -> tuple[sqlite3.Connection, bool]:
-    """A read-only connection, and whether the file has its tables."""
-    try:
-        return _try(path, "mode=ro")
-    except sqlite3.OperationalError:
-        # A full disk has no room for the index of an (absent) WAL. Nobody writes a file without
-        # a WAL, so it can be read as it is.
-        wal = Path(f"{path}-wal")
-        if not path.exists() or (wal.exists() and wal.stat().st_size):
-            raise
-        return _try(path, "mode=ro&immutable=1")
+    """A read-only connection, and whether the file has its tables.
+
+    A file without a WAL was closed by its writer: read as it is, it needs no index of the WAL,
+    for which a full disk has no room."""
+    if path.exists() and not Path(f"{path}-wal").exists():
+        try:
+            return _try(path, "mode=ro&immutable=1")
+        except sqlite3.DatabaseError:
+            pass  # it is being made or moved: read it under its locks
+    return _try(path, "mode=ro")
 
 
 def _try(path: Path, options: str) -> tuple[sqlite3.Connection, bool]:

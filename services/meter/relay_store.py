@@ -5,6 +5,7 @@ by the reaper. One process at a time (the relay's guard) uses it.
 """
 
 import sqlite3
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -135,14 +136,15 @@ class RelayStore:
         ).fetchone()
         if row is None or row[0] is None:
             return OpenWork()
-        return msgspec.json.decode(row[0], type=OpenWork)
+        return msgspec.json.decode(zlib.decompress(row[0]), type=OpenWork)
 
     def carry(self, incarnation: str, work: OpenWork) -> None:
-        """Call before files that hold rows up to `work.seq` are removed."""
+        """Call before files that hold rows up to `work.seq` are removed. Compressed: thousands of
+        open requests must fit the ballast when the disk is full."""
         self._write(
             (
                 "UPDATE position SET carried = ? WHERE incarnation = ?",
-                [(msgspec.json.encode(work), incarnation)],
+                [(zlib.compress(msgspec.json.encode(work), 1), incarnation)],
             )
         )
 
