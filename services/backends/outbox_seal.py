@@ -98,8 +98,9 @@ class SealedOutbox:
         self.lost = max(0, files.synced_seq() - self.last_seq)
         self.last_seq += self.lost
         self.work = carried
-        for row in files.scan(carried.seq, self.last_seq):
-            self.work.see(row)
+        if not self.ended:  # else nothing is left undone
+            for row in files.scan(carried.seq, self.last_seq):
+                self.work.see(row)
 
     def _seal_file(self, number: int) -> None:
         path = file_path(self._files.folder, self.incarnation, number)

@@ -4,8 +4,9 @@ A range of the log is *planned* (stored in SQL as OPEN with the hash of its rows
 a token made of the range and the hash, and *confirmed* (DONE, with the position, in one
 transaction). An OPEN plan is never cut anew: after any crash or unknown result exactly its range
 is read again, must give the same hash, and is inserted under the same token until acknowledged, so
-ClickHouse stores it once. Events that the log holds twice are found by a look-up before the plan;
-the plan keeps what was found, for a look-up after a first try would find the try's own rows.
+ClickHouse stores it once. Events that the log holds twice are found by a look-up before the plan
+(`resends` tells which can be such); the plan keeps what was found, for a look-up after a first try
+would find the try's own rows.
 
 ClickHouse down means TryLater: positions stay, the log keeps what is not inserted.
 """
@@ -26,6 +27,7 @@ from services.backends.sql.plans import Claim, Plan, Plans
 from services.backends.telemetry import get_logger, metric
 from services.meter.consumer import Halt, NotOwner, Position, TryLater
 from services.meter.dead import Poison, event_id_of, read_event
+from services.meter.resends import Resends
 
 _TABLE_EPOCH: Final = 1
 _HASH_IN_TOKEN: Final = 16
@@ -47,6 +49,7 @@ class _Partition:
         self.left_open = claim.open_plan  # its rows must be read again
         self.cut: _Cut | None = None  # OPEN and not yet DONE
         self.doubtful = False  # a commit's result is unknown: the database must be asked
+        self.resends = Resends()
 
 
 class ClickHouseSink:
@@ -107,7 +110,7 @@ class ClickHouseSink:
         fresh = [m for m in messages if m.offset >= owned.next_offset]
         if fresh:
             started_s = time.monotonic()
-            cut = self._cut(partition, owned.next_offset, fresh)
+            cut = self._cut(owned, partition, fresh)
             started_s = self._stage("cut", started_s)
             crash_point("clickhouse.before_plan")
             if not self._plans.open(cut.plan, owned.epoch):
@@ -140,16 +143,18 @@ class ClickHouseSink:
         metric("tollgate_batch_seconds").labels(self.group, stage).observe(now_s - started_s)
         return now_s
 
-    def _cut(self, partition: int, first: int, messages: list[Message]) -> _Cut:
-        """A new range from `first` on, without the events that the tables hold already."""
+    def _cut(self, owned: _Partition, partition: int, messages: list[Message]) -> _Cut:
+        """A new range from the position on, without the events that the tables hold already.
+        Unless it is planned next, the partition must be claimed again."""
         rows = terminal_rows(messages, frozenset())
-        stored = self._store.stored_event_ids(rows)
+        stored = self._store.stored_event_ids(owned.resends.possible(rows))
+        owned.resends.planned(rows, stored)
         if stored:
             rows = [row for row in rows if row.event.event_id not in stored]
         plan = Plan(
             topic=self._topic,
             partition=partition,
-            first=first,
+            first=owned.next_offset,
             last=messages[-1].offset,
             last_event_id=event_id_of(messages[-1].value),
             n_rows=len(rows),

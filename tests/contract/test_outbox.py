@@ -230,6 +230,7 @@ def test_seal_sees_open_work_in_all_files(tmp_path):
     assert [row.seq for row in rows_of(tmp_path)] == list(range(1, 803))
     again = seal(tmp_path, "edge-1")
     assert again.ended
+    assert again.work.seq == 0, "what is ended is not read again"
     again.release()
 
 
