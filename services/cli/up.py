@@ -12,6 +12,7 @@ import click
 
 from schemas.config import Config
 from services.backends import lifecycle, settings
+from services.backends.query_client import QueryClient, QueryUnavailable
 from services.backends.settings import under
 from services.cli import demo as demonstration
 from services.cli import installation
@@ -155,11 +156,13 @@ def _supervisor(cli: Cli, config: Config, *, simulated: bool, quiet: bool) -> Su
 
 
 def _wait(config: Config, supervisor: Supervisor, stop: Stopped, *, simulated: bool) -> bool:
-    """Until the first request would be billed. False when stopped before. Raises Refused."""
+    """Until the first request would be billed and its cost could be read. False when stopped
+    before. Raises Refused."""
     names = "edge, books, analytics" + (", simulated provider" if simulated else "")
     _say(f"starting {names}")
     began_s = time.monotonic()
     url = demonstration.base_url(config) + "/readyz"
+    queries = QueryClient(config)
     told_s = began_s
     while not stop.wait(_LOOK_S):
         supervisor.look()
@@ -168,7 +171,7 @@ def _wait(config: Config, supervisor: Supervisor, stop: Stopped, *, simulated: b
         except PartKeepsDying as ex:
             click.echo(str(ex), err=True)
             raise Refused(str(ex).partition(":")[0]) from ex
-        missing = _missing(url)
+        missing = _missing(url) or _deaf(queries)
         now_s = time.monotonic()
         if missing is None:
             _say(f"ready on {demonstration.base_url(config)} after {now_s - began_s:.1f} s")
@@ -190,6 +193,15 @@ def _missing(url: str) -> str | None:
         return ex.read(500).decode("utf-8", "replace")
     except OSError:
         return "the edge does not listen yet"
+
+
+def _deaf(queries: QueryClient) -> str | None:
+    """Why usage cannot be read yet; None when it can."""
+    try:
+        queries.health()
+    except QueryUnavailable:
+        return "analytics do not answer yet"
+    return None
 
 
 def _data_dir_option(config: Config) -> list[str]:
