@@ -114,6 +114,11 @@ class Group(Section, kw_only=True):
     models: list[str] = []  # empty: every priced model
 
 
+class Bonus(Section, kw_only=True):
+    from_usd: str  # top-ups of this much and more
+    percent: str  # of the amount
+
+
 class Config(Section, kw_only=True):
     data_dir: str = "./data"
     edge: Edge = msgspec.field(default_factory=Edge)
@@ -126,3 +131,4 @@ class Config(Section, kw_only=True):
     sim: Sim = msgspec.field(default_factory=Sim)
     channels: list[Channel] = []
     groups: list[Group] = []
+    bonus: list[Bonus] = []  # empty: schemas/bonus.toml

@@ -45,6 +45,7 @@ class Code(StrEnum):
     MODEL_WITHOUT_PRICE = "model_without_price"
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
+    CONFLICT = "conflict"
     REQUEST_TOO_LARGE = "request_entity_too_large"
     UPGRADE_REQUIRED = "upgrade_required"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
@@ -87,6 +88,7 @@ SHAPES: Final[dict[Code, Shape]] = {
     Code.MODEL_WITHOUT_PRICE: Shape(404, "invalid_request_error", "not_found_error"),
     Code.NOT_FOUND: Shape(404, "invalid_request_error", "not_found_error"),
     Code.METHOD_NOT_ALLOWED: Shape(405, *_BAD),
+    Code.CONFLICT: Shape(409, "conflict_error", "invalid_request_error"),
     Code.REQUEST_TOO_LARGE: Shape(413, "invalid_request_error", "request_too_large"),
     Code.UPGRADE_REQUIRED: Shape(426, *_BAD),
     Code.RATE_LIMIT_EXCEEDED: Shape(429, "rate_limit_exceeded", "rate_limit_error"),

@@ -74,7 +74,7 @@ def back_up(config: Config, folder: Path) -> dict[str, object]:
         for name, pinned in pins.items():
             _copy_pinned(pinned, folder / name)
     _make_locks(folder / OUTBOX)
-    for name in ("secret.key", "demo.json"):
+    for name in ("secret.key", "admin.key", "demo.json"):
         _copy_file(source.data_dir / name, folder / FILES / name)
     for path in sorted((source.data_dir / RECEIPTS).glob("*.*")):
         if not path.name.startswith("."):

@@ -5,6 +5,7 @@ from typing import Final
 
 NANO_PER_USD: Final = 1_000_000_000
 NANO_PER_CREDIT: Final = 1_000  # 1 credit = 1 micro-USD
+_MOST_USD: Final = Decimal(9_000_000_000)
 
 
 def parse_usd(text: str) -> int:
@@ -15,9 +16,18 @@ def parse_usd(text: str) -> int:
         value = Decimal(text.strip().removeprefix("$"))
     except InvalidOperation as ex:
         raise ValueError(f"not an amount in USD: {text!r}") from ex
-    nano = value * NANO_PER_USD if value.is_finite() else None
-    if nano is None or nano != nano.to_integral_value():
-        raise ValueError(f"not an amount in USD: {text!r}")
+    return nano_of(value)
+
+
+def nano_of(usd: Decimal) -> int:
+    """Nano-USD of a decimal number.
+
+    Raises ValueError when it is not finite, finer than a nano-dollar or beyond 9 billion USD."""
+    if not usd.is_finite() or abs(usd) > _MOST_USD:
+        raise ValueError(f"not an amount in USD: {str(usd)[:40]!r}")
+    nano = usd * NANO_PER_USD
+    if nano != nano.to_integral_value():
+        raise ValueError(f"not an amount in USD, it is finer than a nano-dollar: {str(usd)[:40]!r}")
     return int(nano)
 
 
