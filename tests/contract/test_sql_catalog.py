@@ -68,12 +68,12 @@ def test_a_key_is_stored_without_its_secret(catalog, account, engine):  # noqa: 
     assert len(set(key.limit_ids)) == 2
     assert catalog.key_by_sha256(key.secret_sha256) == key
     assert catalog.key_by_sha256("0" * 64) is None
-    assert catalog.key_secret(key.id) == secret
+    assert catalog.reveal_key(key.id) == secret
     row = read(engine, lambda c: c.execute(select(api_key)).one())
     assert all(secret not in str(value) for value in row)
     assert secret not in str(audits(engine))
     with pytest.raises(WrongSecret):
-        Catalog(engine, bytes(32)).key_secret(key.id)
+        Catalog(engine, bytes(32)).reveal_key(key.id)
 
 
 def test_keys_of_an_account_share_its_wallet_limit(catalog, account):
@@ -88,10 +88,10 @@ def test_keys_of_an_account_share_its_wallet_limit(catalog, account):
 
 
 def test_a_given_secret_is_kept_and_taken_once(catalog, account):
-    _, secret = catalog.create_key(account.id, "a", secret="sk-toll-given")
+    _, secret = catalog.create_key(account.id, "a", custom_secret="sk-toll-given")
     assert secret == "sk-toll-given"
     with pytest.raises(AlreadyInCatalog):
-        catalog.create_key(account.id, "b", secret="sk-toll-given")
+        catalog.create_key(account.id, "b", custom_secret="sk-toll-given")
     assert len(catalog.keys()) == 1
 
 
