@@ -70,7 +70,7 @@ def base_url(config: Config) -> str:
 def _live_secret(books: "Books", account_id: str) -> str:
     for found in books.catalog.keys(account_id):
         if found.name == NAME and found.status == "active" and found.expires_at is None:
-            return books.catalog.key_secret(found.id)
+            return books.catalog.reveal_key(found.id)
     return books.catalog.create_key(account_id, NAME)[1]
 
 

@@ -2,8 +2,17 @@
 admit from memory; `settled` is what was charged. `settled + leased <= limit` always holds."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import msgspec
+
+_HOUR_US: Final = 3_600 * 1_000_000
+WINDOWS_US: Final = {  # kind of limit -> length of its rolling window
+    "window_5h": 5 * _HOUR_US,
+    "window_1d": 24 * _HOUR_US,
+    "window_7d": 168 * _HOUR_US,
+}
+KINDS: Final = ("wallet", "key_quota", "member_quota", "member_model", *WINDOWS_US)
 
 
 class LimitState(msgspec.Struct, frozen=True, kw_only=True):
@@ -11,7 +20,7 @@ class LimitState(msgspec.Struct, frozen=True, kw_only=True):
     part of `leased_nano` that is held or spent by requests, the rest lies idle in leases."""
 
     limit_id: str
-    kind: str  # key_quota | wallet
+    kind: str  # one of KINDS
     limit_nano: int | None
     settled_nano: int
     leased_nano: int

@@ -13,11 +13,38 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     kind: str = "individual"  # individual | org
     status: str = "active"  # active | paused | disabled
     created_at: int = 0
+    concurrency: int = 0  # requests at once; 0: unlimited, as the next two
+    requests_per_min: int = 0
+    tokens_per_min: int = 0
+
+
+class Member(msgspec.Struct, frozen=True, kw_only=True):
+    """A member of an org. Its keys may call only `models` (canonical ids; `("*",)`: every one)
+    and spend at most its allotment, `quota_nano`; `caps_nano` are its caps by model, None for one
+    that was taken away again."""
+
+    id: str
+    account_id: str
+    name: str
+    email: str = ""
+    role: str = "member"  # owner | admin | member
+    status: str = "active"  # active | disabled
+    models: tuple[str, ...] = ()
+    concurrency: int = 0  # requests at once; 0: unlimited
+    quota_nano: int | None = None
+    quota_limit_id: str = ""
+    caps_nano: dict[str, int | None] = {}
+    cap_limit_ids: dict[str, str] = {}
+    created_at: int = 0
 
 
 class Key(msgspec.Struct, frozen=True, kw_only=True):
-    """A `sk-toll-...` key without its secret. `limit_ids` are the ids of every limit row that a
-    request of this key must fit (its own quota and the wallet)."""
+    """A `sk-toll-...` key without its secret. A sub-key has a `parent_id`, a key of an org's
+    member a `member_id`.
+
+    `limit_ids` are the limit rows that every request of this key must fit: its quota and windows,
+    its parent's, its member's allotment, the wallet; `window_ids` the windows among them. A
+    request for a model of `model_caps` must fit that limit too."""
 
     id: str
     account_id: str
@@ -29,7 +56,20 @@ class Key(msgspec.Struct, frozen=True, kw_only=True):
     quota_nano: int | None = None
     expires_at: int | None = None  # microseconds
     created_at: int = 0
+    parent_id: str | None = None
+    member_id: str | None = None
+    window_5h_nano: int | None = None
+    window_1d_nano: int | None = None
+    window_7d_nano: int | None = None
+    ip_allow: tuple[str, ...] = ()  # CIDRs; empty: every address
+    ip_deny: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()  # canonical ids; empty: every one of the group
+    concurrency: int = 0  # requests at once; 0: unlimited, as the next two
+    requests_per_min: int = 0
+    tokens_per_min: int = 0
     limit_ids: tuple[str, ...] = ()
+    window_ids: tuple[str, ...] = ()
+    model_caps: dict[str, str] = {}  # canonical model id -> limit id
 
 
 class Group(msgspec.Struct, frozen=True, kw_only=True):
@@ -59,7 +99,8 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
-    """One consistent reading of the catalog at `version`."""
+    """One consistent reading of the catalog at `version`. Its keys are `inherited`: what their
+    parents and members allow holds for them."""
 
     version: int
     accounts: dict[str, Account]
@@ -67,3 +108,4 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     groups: dict[str, Group]
     channels: tuple[Channel, ...]
     prices: PriceVersion
+    members: dict[str, Member] = {}

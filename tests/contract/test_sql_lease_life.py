@@ -55,7 +55,7 @@ class Book:
 
 class LeaseLife(RuleBasedStateMachine):
     @initialize(
-        wallet=st.integers(40, 300), quota=st.none() | st.integers(0, 300), need=st.integers(0, 40)
+        wallet=st.integers(40, 300), quota=st.none() | st.integers(1, 300), need=st.integers(0, 40)
     )
     def start(self, wallet, quota, need):
         self.folder = fresh_folder()

@@ -4,6 +4,8 @@ Money is BIGINT. Rows of `posting`, `price_version` and `wallet_movement` are ne
 migration puts triggers on them.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -31,6 +33,18 @@ metadata = MetaData(
     }
 )
 
+_AT_ONCE = "requests at once; 0: unlimited"
+_RATE = "0: unlimited"
+
+
+def _rates() -> list[Column[Any]]:
+    return [
+        Column("concurrency", Integer, nullable=False, server_default="0", comment=_AT_ONCE),
+        Column("requests_per_min", BigInteger, nullable=False, server_default="0", comment=_RATE),
+        Column("tokens_per_min", BigInteger, nullable=False, server_default="0", comment=_RATE),
+    ]
+
+
 # SQLite numbers rows by itself only for INTEGER, which has 64 bits there anyway.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
 
@@ -49,6 +63,45 @@ account = Table(
         comment="the limit row that every key of this account must fit",
     ),
     Column("created_at", BigInteger, nullable=False, comment="database time"),
+    *_rates(),
+)
+
+member = Table(
+    "member",
+    metadata,
+    Column("id", Text, primary_key=True, comment="mem_<hex>"),
+    Column(
+        "account_id", Text, ForeignKey("account.id"), nullable=False, comment="the org; it pays"
+    ),
+    Column("name", Text, nullable=False, comment="unique in the org"),
+    Column("email", Text, nullable=False, comment="empty: none"),
+    Column("role", Text, nullable=False, comment="owner | admin | member"),
+    Column("status", Text, nullable=False, comment="active | disabled"),
+    Column("models", Text, nullable=False, comment="JSON list of models granted; [*]: every one"),
+    Column("concurrency", Integer, nullable=False, comment="requests at once; 0: unlimited"),
+    Column(
+        "quota_limit_id",
+        Text,
+        ForeignKey("limit_row.id"),
+        nullable=False,
+        comment="the allotment; its limit is NULL when there is none",
+    ),
+    Column("created_at", BigInteger, nullable=False, comment="database time"),
+    UniqueConstraint("account_id", "name"),
+)
+
+member_model_cap = Table(
+    "member_model_cap",
+    metadata,
+    Column("member_id", Text, ForeignKey("member.id"), primary_key=True, comment="whose"),
+    Column("model", Text, primary_key=True, comment="canonical model id"),
+    Column(
+        "limit_id",
+        Text,
+        ForeignKey("limit_row.id"),
+        nullable=False,
+        comment="what the member may spend on the model; a cap once made keeps its row",
+    ),
 )
 
 api_key = Table(
@@ -79,6 +132,25 @@ api_key = Table(
     Column("expires_at", BigInteger, comment="NULL: never"),
     Column("created_at", BigInteger, nullable=False, comment="database time"),
     Column("revoked_at", BigInteger, comment="database time; NULL while not revoked"),
+    Column(
+        "parent_id", Text, ForeignKey("api_key.id"), index=True, comment="of a sub-key; one level"
+    ),
+    Column(
+        "member_id", Text, ForeignKey("member.id"), index=True, comment="whose; NULL: the account's"
+    ),
+    Column("ip_allow", Text, nullable=False, server_default="[]", comment="JSON CIDRs; []: all"),
+    Column("ip_deny", Text, nullable=False, server_default="[]", comment="JSON CIDRs"),
+    Column(
+        "models", Text, nullable=False, server_default="[]", comment="JSON; []: all of the group"
+    ),
+    *_rates(),
+    Column(
+        "more_limit_ids",
+        Text,
+        nullable=False,
+        server_default="[]",
+        comment="JSON: limits that it must fit beside its quota and the wallet, without caps",
+    ),
 )
 
 routing_group = Table(
@@ -154,12 +226,15 @@ limit_row = Table(
     "limit_row",
     metadata,
     Column("id", Text, primary_key=True, comment="lim_<hex>; rows are locked in this order"),
-    Column("kind", Text, nullable=False, comment="wallet | key_quota"),
-    Column("subject", Text, nullable=False, comment="the account or key that it limits"),
+    Column("kind", Text, nullable=False, comment="services.core.budgets.KINDS"),
+    Column("subject", Text, nullable=False, comment="account, key, member or member:model"),
     Column("limit_nano", BigInteger, comment="NULL: unlimited"),
     Column("settled_nano", BigInteger, nullable=False, comment="charged by settled events"),
     Column("leased_nano", BigInteger, nullable=False, comment="in leases, not settled yet"),
     Column("recall_at", BigInteger, comment="when a request last waited for idle leases"),
+    Column("window_us", BigInteger, comment="length of a rolling window; NULL: no window"),
+    Column("since_at", BigInteger, comment="from when the window has counted"),
+    Column("buckets", Text, comment="JSON [[number, nano], ...] of 1/60 window each"),
     UniqueConstraint("kind", "subject"),
     CheckConstraint("settled_nano >= 0", name="settled"),
     CheckConstraint("leased_nano >= 0", name="leased"),
@@ -199,6 +274,9 @@ lease = Table(
     Column("state", Text, nullable=False, comment="open | closing | closed"),
     Column("opened_at", BigInteger, nullable=False, comment="database time"),
     Column("closed_at", BigInteger, comment="database time"),
+    Column(
+        "model", Text, nullable=False, server_default="", comment="the capped model; empty: others"
+    ),
     CheckConstraint("consumed_nano <= amount_nano", name="consumed"),
     Index(
         "ix_lease_incarnation_live",

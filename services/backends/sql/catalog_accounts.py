@@ -1,0 +1,113 @@
+"""Accounts in the catalog."""
+
+from typing import Any, Final
+
+from sqlalchemy import Connection, Engine, Row, insert, or_, select, update
+
+from services.backends.sql.catalog_ground import (
+    OPERATOR,
+    NotInCatalog,
+    bump_version,
+    create,
+    facts,
+)
+from services.backends.sql.engine import database_now_us, read
+from services.backends.sql.limits import insert_limit
+from services.backends.sql.outbox import audit
+from services.backends.sql.tables import account
+from services.core.catalog import Account
+from services.core.errors import InvalidRequest
+from services.core.ids import new_id
+
+STATUSES: Final = ("active", "paused", "disabled")
+_SETTINGS: Final = ("name", "status", "concurrency", "requests_per_min", "tokens_per_min")
+
+
+class AccountCatalog:
+    """Over the SQL database. Every method blocks and may raise DatabaseUnavailable."""
+
+    _engine: Engine
+
+    def create_account(
+        self,
+        name: str,
+        kind: str = "individual",
+        *,
+        concurrency: int = 0,
+        requests_per_min: int = 0,
+        tokens_per_min: int = 0,
+        actor: str = OPERATOR,
+    ) -> Account:
+        """A new account with an empty wallet. Raises AlreadyInCatalog."""
+
+        def insert_it(connection: Connection) -> Account:
+            made = Account(
+                id=new_id("acct"),
+                name=name,
+                kind=kind,
+                created_at=database_now_us(connection),
+                concurrency=concurrency,
+                requests_per_min=requests_per_min,
+                tokens_per_min=tokens_per_min,
+            )
+            wallet = insert_limit(connection, "wallet", made.id, 0)
+            values = {each: getattr(made, each) for each in made.__struct_fields__}
+            connection.execute(insert(account).values(wallet_limit_id=wallet, **values))
+            bump_version(connection)
+            detail = facts({"name": name, "kind": kind} | _rates(made))
+            audit(connection, "account.create", made.id, actor, detail, made.id)
+            return made
+
+        return create(self._engine, insert_it, f"the account {name!r} exists already")
+
+    def update_account(self, account_id: str, *, actor: str = OPERATOR, **fields: Any) -> Account:
+        """Changes name, status, concurrency, requests_per_min, tokens_per_min. Raises NotInCatalog,
+        AlreadyInCatalog (name), InvalidRequest."""
+        for name in fields:
+            if name not in _SETTINGS:
+                raise InvalidRequest(f"{name}: an account has no such setting", param=name)
+        if fields.get("status", "active") not in STATUSES:
+            raise InvalidRequest(f"status: one of {', '.join(STATUSES)}", param="status")
+
+        def change(connection: Connection) -> Account:
+            if fields:
+                connection.execute(
+                    update(account).where(account.c.id == account_id).values(**fields)
+                )
+            row = connection.execute(select(account).where(account.c.id == account_id)).first()
+            if row is None:
+                raise NotInCatalog(f"there is no account {account_id!r}")
+            bump_version(connection)
+            detail = {name: str(value) for name, value in fields.items()}
+            audit(connection, "account.update", account_id, actor, detail, account_id)
+            return account_of(row)
+
+        return create(self._engine, change, f"the account {fields.get('name')!r} exists already")
+
+    def account(self, name_or_id: str) -> Account:
+        """Raises NotInCatalog."""
+        query = select(account).where(or_(account.c.id == name_or_id, account.c.name == name_or_id))
+        rows = read(self._engine, lambda connection: connection.execute(query).all())
+        if not rows:
+            raise NotInCatalog(f"there is no account {name_or_id!r}")
+        # An account may be named like the id of another: the id counts.
+        return account_of(max(rows, key=lambda row: bool(row.id == name_or_id)))
+
+    def accounts(self) -> list[Account]:
+        """All, oldest first."""
+        return read(self._engine, read_accounts)
+
+
+def read_accounts(connection: Connection) -> list[Account]:
+    rows = connection.execute(select(account).order_by(account.c.created_at, account.c.id))
+    return [account_of(row) for row in rows]
+
+
+def account_of(row: Row[Any]) -> Account:
+    return Account(**{name: getattr(row, name) for name in Account.__struct_fields__})
+
+
+def _rates(made: Account) -> dict[str, Any]:
+    return {
+        name: getattr(made, name) for name in ("concurrency", "requests_per_min", "tokens_per_min")
+    }

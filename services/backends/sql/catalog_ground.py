@@ -1,0 +1,62 @@
+"""What every part of the catalog does: bump the version, require what a change names, tell it."""
+
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import msgspec
+from sqlalchemy import Column, Connection, Engine, exc, select, update
+
+from services.backends.sql.engine import write
+from services.backends.sql.tables import catalog_version
+
+T = TypeVar("T")
+
+OPERATOR: Final = "operator"
+
+
+class NotInCatalog(LookupError):
+    """There is no such account, member, key, group or price version."""
+
+
+class AlreadyInCatalog(Exception):
+    """The account's or member's name or the key's secret is taken."""
+
+
+def bump_version(connection: Connection) -> None:
+    """Every worker reads the catalog again."""
+    connection.execute(update(catalog_version).values(version=catalog_version.c.version + 1))
+
+
+def lock(connection: Connection) -> None:
+    """Changes that depend on several rows come one after the other."""
+    connection.execute(select(catalog_version.c.version).with_for_update())
+
+
+def require(connection: Connection, column: Column[str], value: str, word: str) -> None:
+    if connection.execute(select(column).where(column == value)).first() is None:
+        raise NotInCatalog(f"there is no {word} {value!r}")
+
+
+def create(engine: Engine, fn: Callable[[Connection], T], taken: str) -> T:
+    """`fn` in one write transaction. Raises AlreadyInCatalog(taken)."""
+    try:
+        return write(engine, fn)
+    except exc.IntegrityError as ex:
+        raise AlreadyInCatalog(taken) from ex
+
+
+def as_json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def as_tuple(text: str) -> tuple[str, ...]:
+    return msgspec.json.decode(text, type=tuple[str, ...])
+
+
+def facts(values: dict[str, Any]) -> dict[str, str]:
+    """What an audit event tells of a change: everything that says something."""
+    return {
+        name: value if isinstance(value, str) else as_json(value)
+        for name, value in values.items()
+        if value not in (None, 0, "", (), [])
+    }
