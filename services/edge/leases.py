@@ -338,6 +338,8 @@ class LeaseBook:
         """For an answer that cost more than its hold: the overrun, else what the budgets have."""
         with lease.lock:
             need_nano = over_nano - lease.free_nano
+            if need_nano <= 0:
+                return  # a grant that was under way has brought it
             try:
                 self._ask(lease, need_nano, need_nano)
             except Shortfall as ex:

@@ -1,6 +1,7 @@
 """A worker's leases over the real budgets, on both engines: admission from memory, growth,
 give-back, recall, and what happens when the centre's answer is lost."""
 
+import gevent
 import pytest
 
 from schemas.errors import Code
@@ -97,6 +98,19 @@ def test_an_overrun_takes_unreserved_money_then_one_grant_then_no_more(desk):
     big = desk.book.reserve(desk.key, 4 * USD)
     assert desk.book.charge(big, 9 * USD) == 5 * USD  # 8 - 3 are left of the quota
     desk.book.settle(big, 5 * USD)
+
+
+def test_an_overrun_that_another_grant_has_covered_meanwhile_asks_for_nothing(desk):
+    held = desk.book.reserve(desk.key, USD // 100)
+    lease = held.lease
+    lease.reserved_nano = lease.amount_nano  # nothing is free
+    lease.lock.acquire()  # another request's grant is under way
+    charging = gevent.spawn(desk.book.charge, held, USD // 50)
+    gevent.idle()
+    lease.reserved_nano -= USD // 10  # it brought more than enough
+    lease.lock.release()
+    assert charging.get(timeout=5) == USD // 50
+    assert lease.grant_no == 1
 
 
 def test_idle_money_goes_back_and_an_idle_lease_ends(world, desk):
