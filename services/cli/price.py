@@ -8,6 +8,7 @@ import click
 from services.backends import price_files
 from services.backends.clock import SystemClock
 from services.backends.sql.prices import PriceChange
+from services.backends.sql.prices import diff as diff_books
 from services.cli.bootstrap import open_books
 from services.cli.context import Cli, Group, iso, table
 from services.cli.price_study import margin, whatif
@@ -47,18 +48,23 @@ def list_(cli: Cli, version_id: str | None, versions: bool) -> None:
 
 @price.command("import")
 @click.argument("file", type=click.Path(exists=True, path_type=Path))
+@click.option("--dry-run", is_flag=True, help="Only checks the file and shows what would change.")
 @click.pass_obj
-def import_(cli: Cli, file: Path) -> None:
-    """Imports a price file (TOML, as in schemas/prices) or a folder of them. Its models replace
-    those of the same name, at once and for good; requests in flight keep their version."""
-    models = price_files.load(file)
+def import_(cli: Cli, file: Path, dry_run: bool) -> None:
+    """Imports a price file (TOML, as in schemas/prices) or a folder of them. Its models and
+    channel prices replace those of the same name, at once and for good; requests in flight keep
+    their version."""
+    own = price_files.read(file)
     catalog = open_books(cli.config()).catalog
-    before = catalog.price_versions()
-    version = catalog.import_prices(models, SystemClock().now_us())
-    changes = catalog.diff_prices(before[0].price_version_id, version.id) if before else []
+    before = catalog.price_version(catalog.price_versions()[0].price_version_id).book
+    price_files.require_models(own, before.models)
+    version = catalog.import_prices(own, SystemClock().now_us(), dry_run=dry_run)
+    changes = [_change(each) for each in diff_books(before, version.book)]
+    said = "would be" if dry_run else "is"
     cli.show(
-        {"price_version": version.id, "changes": [_change(each) for each in changes]},
-        f"price version {version.id} is in force; {len(changes)} prices changed",
+        {"price_version": version.id, "in_force": not dry_run, "changes": changes},
+        f"{_changes_table(changes)}\n"
+        f"price version {version.id} {said} in force; {len(changes)} prices changed",
     )
 
 
@@ -70,8 +76,12 @@ def diff(cli: Cli, old: str, new: str) -> None:
     """Shows what changed from one price version to another."""
     changes = open_books(cli.config()).catalog.diff_prices(old, new)
     rows = [_change(each) for each in changes]
+    cli.show(rows, _changes_table(rows))
+
+
+def _changes_table(rows: list[dict[str, Any]]) -> str:
     names = ("model", "channel", "class", "old_usd", "new_usd")
-    cli.show(rows, table(names, [[row[name] for name in names] for row in rows]))
+    return table(names, [[row[name] for name in names] for row in rows])
 
 
 def _change(change: PriceChange) -> dict[str, Any]:

@@ -36,8 +36,8 @@ _until = click.option("--until", callback=moment_us, metavar="TIME", help="Until
 def whatif(cli: Cli, file: Path, since: int | None, until: int | None) -> None:
     """Rates a period's usage again under other prices. Changes nothing."""
     config = cli.config()
-    study = PriceStudy(price_files.load(file))
     catalog = open_books(config).catalog
+    study = PriceStudy(price_files.read(file))
     books: dict[str, PriceBook] = {}
     for event in _events(config, since, until):
         if isinstance(event, Usage):

@@ -1,12 +1,12 @@
 """What a period's usage would cost under other prices, and what it earned."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from schemas.events import Error, Usage
-from services.core.prices import PPM, ModelPrice, PriceBook
+from services.core.prices import PPM, Overrides, PriceBook
 from services.core.rating import Unpriced, class_prices, provider_prices, rate
 from services.core.tiers import price_of, rate_of
 
@@ -52,10 +52,10 @@ class BelowCost(NamedTuple):
 
 
 class PriceStudy:
-    """Takes events one by one. `other`: the models whose prices are to be tried; all else of an
-    event's own book stays, multipliers and channel prices too."""
+    """Takes events one by one. `other`: the prices of models and channels to be tried; all else of
+    an event's own book stays."""
 
-    def __init__(self, other: Mapping[str, ModelPrice]) -> None:
+    def __init__(self, other: Overrides) -> None:
         self._other = other
         self._books: dict[str, PriceBook] = {}
         self.models: dict[str, WhatIf] = {}
@@ -65,7 +65,7 @@ class PriceStudy:
         line = self.models.setdefault(event.priced_as, WhatIf(event.priced_as))
         tried = self._books.get(event.price_version)
         if tried is None:
-            tried = msgspec.structs.replace(book, models={**book.models, **self._other})
+            tried = book.with_own(self._other)
             self._books[event.price_version] = tried
         line.requests += 1
         try:

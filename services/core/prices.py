@@ -15,8 +15,8 @@ PPM: Final = 1_000_000
 
 class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
     """What one model is and costs. `classes` and `provider_classes` are price sets
-    (`services.core.tiers`) in nano-USD per 10^6 units; `provider_classes` empty means that the
-    provider charges us the list price `classes`."""
+    (`services.core.tiers`) in nano-USD per 10^6 units; what `provider_classes` does not name the
+    provider charges us as in `classes`."""
 
     model: str
     vendor: str  # anthropic | openai | google | deepseek | moonshot | zhipu | minimax
@@ -40,6 +40,22 @@ class ModelPrice(msgspec.Struct, frozen=True, kw_only=True):
     choices: dict[str, list[str]] = {}  # media: resolutions, sizes, ...; absent: anything
 
 
+class ChannelPrice(msgspec.Struct, frozen=True, kw_only=True):
+    """What one channel prices otherwise for one model: what its customers owe, and what its
+    provider charges us. Two price sets, each price in them replaces exactly that one."""
+
+    classes: dict[str, int] = {}
+    provider_classes: dict[str, int] = {}
+
+
+class Overrides(msgspec.Struct, frozen=True, kw_only=True):
+    """Prices of the operator's own, which rule over the built-in ones: models by id, and channel
+    prices by channel and model."""
+
+    models: dict[str, ModelPrice] = {}
+    channels: dict[str, dict[str, ChannelPrice]] = {}
+
+
 class PriceBook(msgspec.Struct, frozen=True, kw_only=True):
     """The content of a price version. `channels[name][model]` overrides prices of the model on one
     channel, `channel_costs[name][model]` what its provider charges us there;
@@ -49,6 +65,19 @@ class PriceBook(msgspec.Struct, frozen=True, kw_only=True):
     multipliers_ppm: dict[str, int]
     channels: dict[str, dict[str, dict[str, int]]] = {}
     channel_costs: dict[str, dict[str, dict[str, int]]] = {}
+
+    def with_own(self, own: Overrides) -> "PriceBook":
+        """This book with the operator's own prices over it: they replace a model, or all that a
+        channel prices otherwise for a model."""
+        sold = {name: dict(by_model) for name, by_model in self.channels.items()}
+        costs = {name: dict(by_model) for name, by_model in self.channel_costs.items()}
+        for channel, by_model in own.channels.items():
+            for model, price in by_model.items():
+                _put(sold, channel, model, price.classes)
+                _put(costs, channel, model, price.provider_classes)
+        return msgspec.structs.replace(
+            self, models={**self.models, **own.models}, channels=sold, channel_costs=costs
+        )
 
     def version_id(self) -> str:
         """`pv_` and the first 16 hex digits of the SHA-256 of the sorted JSON."""
@@ -62,3 +91,12 @@ class PriceVersion(msgspec.Struct, frozen=True, kw_only=True):
     id: str
     effective_at: int
     book: PriceBook
+
+
+def _put(
+    table: dict[str, dict[str, dict[str, int]]], channel: str, model: str, prices: dict[str, int]
+) -> None:
+    if prices:
+        table.setdefault(channel, {})[model] = prices
+    elif channel in table:
+        table[channel].pop(model, None)

@@ -64,12 +64,13 @@ def class_prices(book: PriceBook, channel: str, priced_as: str) -> dict[str, int
 
 
 def provider_prices(book: PriceBook, channel: str, priced_as: str) -> dict[str, int]:
-    """What the provider behind `channel` charges us, as a price set; without other word the list
-    price of the model. The book holds the model."""
+    """What the provider behind `channel` charges us, as a price set: the list price of the model
+    where nothing else is known. The book holds the model."""
     model = book.models[priced_as]
-    listed = model.provider_classes or model.classes
     own = book.channel_costs.get(channel, {}).get(priced_as)
-    return {**listed, **own} if own else listed
+    if not own and not model.provider_classes:
+        return model.classes
+    return {**model.classes, **model.provider_classes, **(own or {})}
 
 
 def multiplier_ppm(book: PriceBook, group: str) -> int:

@@ -14,7 +14,7 @@ from services.backends.sql.engine import write
 from services.backends.sql.incarnations import Incarnations, NoSuchIncarnation
 from services.backends.sql.tables import account, limit_row, sql_outbox
 from services.core.ids import uuid7_text
-from services.core.prices import PriceBook
+from services.core.prices import Overrides, PriceBook
 from services.meter.dead_repair import AlreadyClosed, DeadRepair, StillDead
 from tests.parts.books import MODEL, USD, Books, now_us, record, records
 from tests.parts.postgres import database_url  # noqa: F401
@@ -85,7 +85,7 @@ def test_a_missing_price_version_is_imported_and_its_usage_booked_once(books):
     assert books.wallet(account_id) == 10 * USD
 
     models = _other_prices(books)[0].models
-    assert books.catalog.import_prices(models, now_us()).id == usage.price_version
+    assert books.catalog.import_prices(Overrides(models=models), now_us()).id == usage.price_version
     assert _repair(books).replay(number) is True
     assert books.wallet(account_id) == 10 * USD - 9_000_000
     assert books.limits()["wallet", account_id] == (10 * USD, 9_000_000, 0)
@@ -208,7 +208,7 @@ def test_a_lease_that_ended_meanwhile_makes_the_replay_our_loss(books):
     usage = _under_other_prices(books, lease.usage(uuid7_text()))
     _feed(books, [*books.sql_records(), record(usage)])
     (number,) = _numbers(books)
-    books.catalog.import_prices(_other_prices(books)[0].models, now_us())
+    books.catalog.import_prices(Overrides(models=_other_prices(books)[0].models), now_us())
     Incarnations(books.engine, books.budgets).lose(books.incarnation)
     for _ in range(2):
         with pytest.raises(StillDead, match="late"):
@@ -273,7 +273,7 @@ def test_reconciliation_holds_before_and_after(plant):
     plant.write([fixable, hopeless, old, *leases[2].pair(), *ended])
     plant.catch_up()
     assert plant.reconcile().exit_code == 0, plant.reconcile().text()
-    books.catalog.import_prices(_other_prices(books)[0].models, now_us())
+    books.catalog.import_prices(Overrides(models=_other_prices(books)[0].models), now_us())
     (number,) = _numbers(books, "unknown_price_version")
     assert _repair(books).replay(number)
     (number,) = _numbers(books, "too_old")

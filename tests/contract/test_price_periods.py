@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from services.cli.context import Cli
 from services.cli.price import price
 from services.core.ids import uuid7_text
+from services.core.prices import Overrides
 from services.meter.replay import replay
 from services.meter.settled_events import settled_events
 from tests.parts.books import MODEL, USD, now_us
@@ -85,6 +86,6 @@ def test_margin(spent, monkeypatch):
     dear = msgspec.structs.replace(
         model, provider_classes={k: v + 1 for k, v in model.classes.items()}
     )
-    spent.books.catalog.import_prices({MODEL: dear}, now_us())
+    spent.books.catalog.import_prices(Overrides(models={MODEL: dear}), now_us())
     answer = _said(spent, monkeypatch, "margin")
     assert {each["usage_class"] for each in answer["below_cost"]} == set(model.classes)

@@ -11,7 +11,7 @@ from services.backends.sql.catalog import KEPT_US, AlreadyInCatalog, Catalog, No
 from services.backends.sql.engine import read
 from services.backends.sql.sealing import WrongSecret
 from services.backends.sql.tables import api_key, channel, price_version, sql_outbox
-from services.core.prices import PriceBook
+from services.core.prices import ChannelPrice, Overrides, PriceBook
 from tests.parts.postgres import database_url, engine  # noqa: F401
 from tests.parts.sql_world import SECRET, count, model
 
@@ -247,13 +247,17 @@ def test_a_multiplier_is_part_of_the_version(catalog):
 def test_imported_prices_rule_over_built_in_ones(catalog, engine):  # noqa: F811
     catalog.sync([], [], BOOK, NOW)
     own = {"claude-a": model("claude-a", output_nano=3), "mine": model("mine")}
-    imported = catalog.import_prices(
-        own, NOW + 1, channels={"one": {"claude-a": {"output": 9}}}, actor="boss"
-    )
+    dearer = {"one": {"claude-a": ChannelPrice(classes={"output": 9})}}
+    given = Overrides(models=own, channels=dearer)
+    tried = catalog.import_prices(given, NOW + 1, dry_run=True)
+    assert len(catalog.price_versions()) == 1, "a dry run changes nothing"
+    imported = catalog.import_prices(given, NOW + 1, actor="boss")
+    assert imported.id == tried.id
     assert imported.book.models == BOOK | own
     assert imported.book.channels == {"one": {"claude-a": {"output": 9}}}
     assert catalog.sync([], [], BOOK, NOW + 2).id == imported.id
-    again = catalog.import_prices({"mine": model("mine", output_nano=4)}, NOW + 3)
+    mine = Overrides(models={"mine": model("mine", output_nano=4)})
+    again = catalog.import_prices(mine, NOW + 3)
     assert again.book.models["mine"].classes["output"] == 4
     assert again.book.channels == imported.book.channels
     told = [event for event in audits(engine) if event.action == "price.change"]

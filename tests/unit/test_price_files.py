@@ -125,6 +125,85 @@ def test_a_wrong_row_is_one_line_with_file_and_path(tmp_path, old, new, says):
     assert "\n" not in str(caught.value)
 
 
+TIERED = (
+    GOOD.replace("max_output_tokens = 5", "max_output_tokens = 5\nlong_context_tokens = 4")
+    + """
+[models.tiers]
+flex = { input = "0.5" }
+long = { input = "2", output = "7.5" }
+"flex+long" = { input = "1.5" }
+[models.provider_tiers]
+priority = { output = "9" }
+[[channels]]
+channel = "one"
+model = "m"
+usd_per_million = { output = "6" }
+tiers = { flex = { output = "4" } }
+provider_usd_per_million = { output = "1" }
+"""
+)
+NANO = 10**9
+
+
+def test_tiers_long_contexts_and_channels(tmp_path):
+    file = tmp_path / "v.toml"
+    file.write_text(TIERED)
+    found = price_files.read(file)
+    model = found.models["m"]
+    assert model.long_context_tokens == 4
+    assert {k: v for k, v in model.classes.items() if ":" in k} == {
+        "flex:input": NANO // 2,
+        "long:input": 2 * NANO,
+        "long:output": 75 * NANO // 10,
+        "flex+long:input": 15 * NANO // 10,
+    }
+    assert model.provider_classes == {"priority:output": 9 * NANO}
+    one = found.channels["one"]["m"]
+    assert one.classes == {"output": 6 * NANO, "flex:output": 4 * NANO}
+    assert one.provider_classes == {"output": NANO}
+    price_files.require_models(found, [])
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("flex = {", "Flex = {", r"v.toml: models\[0\].tiers.Flex: a tier is called"),
+        ('"flex+long"', '"long+flex"', r"models\[0\].tiers.long\+flex: a tier is called"),
+        ('"flex+long"', '"flex+short"', r"models\[0\].tiers.flex\+short: a tier is called"),
+        ('input = "0.5"', 'images = "1"', r"models\[0\].tiers.flex.images: there is no plain"),
+        ('output = "7.5"', 'output = "x"', r"models\[0\].tiers.long.output: not a decimal"),
+        ('output = "9"', 'output = "-9"', r"models\[0\].provider_tiers.priority.output: out of"),
+        ("long_context_tokens = 4", "", r"models\[0\].long_context_tokens: is missing"),
+        ('output = "4" }', '"Out put" = "4" }', r"channels\[0\].tiers.flex.Out put: a class"),
+        ('channel = "one"', 'channel = ""', r"channels\[.*channel"),
+        ('channel = "one"\n', "", r"v.toml: channels\[0\]: .*channel"),
+    ],
+)
+def test_a_wrong_tier_or_channel_is_one_line_with_its_path(tmp_path, old, new, says):
+    assert old in TIERED
+    with pytest.raises(PriceFileError, match=says):
+        load(tmp_path, TIERED.replace(old, new))
+
+
+def test_a_threshold_needs_its_prices(tmp_path):
+    text = GOOD.replace("max_output_tokens = 5", "max_output_tokens = 5\nlong_context_tokens = 4")
+    with pytest.raises(PriceFileError, match=r"models\[0\].tiers.long: is missing"):
+        load(tmp_path, text)
+
+
+def test_a_channel_prices_only_known_models(tmp_path):
+    file = tmp_path / "v.toml"
+    row = '[[channels]]\nchannel = "one"\nmodel = "n"\nusd_per_million = { output = "6" }\n'
+    file.write_text(GOOD + row)
+    own = price_files.read(file)
+    price_files.require_models(own, ["n"])
+    with pytest.raises(PriceFileError, match="one prices 'n', which is no model"):
+        price_files.require_models(own, ["o"])
+    file.write_text(GOOD + row + row)
+    with pytest.raises(PriceFileError, match=r"channels\[1\]: n on one stands twice"):
+        price_files.read(file)
+
+
 def test_a_name_that_is_taken_is_refused(tmp_path):
     row = GOOD.partition("[[models]]")[2]
     with pytest.raises(PriceFileError, match=r"models\[1\]: `m` already names m"):

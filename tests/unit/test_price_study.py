@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from schemas.errors import Code, Outcome, Stage
 from schemas.events import Error, Usage
 from services.core.price_study import Margins, PriceStudy, below_cost
-from services.core.prices import ModelPrice, PriceBook
+from services.core.prices import ModelPrice, Overrides, PriceBook
 from services.core.rating import rate
 
 
@@ -39,7 +39,7 @@ def _usage(priced_as="a", channel="main", group="default", **units) -> Usage:
     st.sampled_from(["default", "cheap"]),
 )
 def test_the_same_prices_change_nothing(units, channel, group):
-    study = PriceStudy(BOOK.models)
+    study = PriceStudy(Overrides(models=BOOK.models))
     study.add(_usage(channel=channel, group=group, input=units, output=3), BOOK)
     line = study.models["a"]
     assert (line.requests, line.unpriced) == (1, 0)
@@ -47,7 +47,9 @@ def test_the_same_prices_change_nothing(units, channel, group):
 
 
 def test_other_prices():
-    study = PriceStudy({"a": _model("a", input=2_000_000_000, output=5_000_000_000)})
+    study = PriceStudy(
+        Overrides(models={"a": _model("a", input=2_000_000_000, output=5_000_000_000)})
+    )
     for event in (
         _usage(input=1000, output=100),
         _usage(input=1000, output=100, group="cheap"),
@@ -61,7 +63,7 @@ def test_other_prices():
 
 
 def test_what_the_other_prices_do_not_name_is_told():
-    study = PriceStudy({"a": _model("a", input=1)})
+    study = PriceStudy(Overrides(models={"a": _model("a", input=1)}))
     study.add(_usage(output=10), BOOK)
     study.add(_usage(input=10**6), BOOK)
     line = study.models["a"]

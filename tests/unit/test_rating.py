@@ -1,5 +1,7 @@
+from fractions import Fraction
+
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from services.core.prices import ModelPrice, PriceBook
@@ -126,3 +128,126 @@ def test_nothing_unpriced_is_rated(priced_as, group, usage):
 def test_reasoning_is_inside_output_and_zero_units_need_no_price():
     usage = {"output": 10, "reasoning": 7, "cache_read": 0}
     assert rate(book(), channel="c", priced_as="m", group="default", usage=usage).cost_nano == 60
+
+
+TIERS = ("", "flex", "priority", "none-of-them")
+any_class = st.sampled_from((*CLASSES, "images", "seconds", "characters", "calls"))
+price_sets = st.dictionaries(
+    st.builds(
+        lambda name, served: f"{served}{name}",
+        any_class,
+        st.sampled_from(["", "flex:", "priority:", "long:", "flex+long:", "priority+long:"]),
+    ),
+    st.integers(0, 10**14),
+)
+LONG_AT = 200_000
+
+
+def tiered(classes, own, multiplier):
+    model = ModelPrice(
+        model="m",
+        vendor="v",
+        context_window=10**6,
+        max_output_tokens=10**6,
+        classes=classes,
+        long_context_tokens=LONG_AT,
+    )
+    return PriceBook(
+        models={"m": model}, multipliers_ppm={"g": multiplier}, channels={"c": {"m": own}}
+    )
+
+
+def oracle_price(classes, own, name, tier, long):
+    """By the words of the documentation, with other means than the code."""
+    known = dict(classes) | own
+    plain = known.get(name)
+    served = known.get(f"{tier}:{name}", plain)
+    if not long:
+        return served
+    both = known.get(f"{tier}+long:{name}", known.get(f"long:{name}"))
+    found = [price for price in (served, both) if price is not None]
+    return max(found) if found else None
+
+
+@given(
+    price_sets,
+    price_sets,
+    st.dictionaries(any_class, st.integers(0, 10**6), max_size=5),
+    multipliers,
+    st.sampled_from(TIERS),
+)
+def test_every_tier_length_and_class_against_fractions(classes, own, usage, multiplier, tier):
+    tokens = sum(usage.get(name, 0) for name in CLASSES[:4])
+    prices = {n: oracle_price(classes, own, n, tier, tokens > LONG_AT) for n in usage}
+    asked = {name for name, count in usage.items() if count}
+    book = tiered(classes, own, multiplier)
+
+    def rated():
+        return rate(book, channel="c", priced_as="m", group="g", usage=usage, tier=tier)
+
+    if any(prices[name] is None for name in asked):
+        with pytest.raises(Unpriced):
+            rated()
+        return
+    assume(_priced_for_us(book, usage, tier))
+    exact = sum(
+        (Fraction(usage[name] * prices[name] * multiplier, 10**12) for name in asked), Fraction(0)
+    )
+    cost = rated().cost_nano
+    assert type(cost) is int
+    assert abs(cost - exact) <= Fraction(1, 2)  # additive per class, rounded once
+    assert cost == (exact + Fraction(1, 2)).__floor__()
+
+
+def _priced_for_us(book, usage, tier):
+    """The provider's list price of every class is known too."""
+    try:
+        rate(book, channel="elsewhere", priced_as="m", group="g", usage=usage, tier=tier)
+    except Unpriced:
+        return False
+    return True
+
+
+whole_sets = st.fixed_dictionaries(
+    {name: st.integers(0, 10**14) for name in CLASSES},
+    optional={
+        f"{served}{name}": st.integers(0, 10**14)
+        for name in CLASSES
+        for served in ("flex:", "long:", "flex+long:")
+    },
+)
+
+
+@given(
+    whole_sets,
+    usages,
+    multipliers,
+    st.sampled_from(["", "flex"]),
+    st.sampled_from(CLASSES),
+    st.integers(0, 10**6),
+)
+def test_more_use_never_costs_less_in_any_tier(classes, usage, multiplier, tier, name, more):
+    """Also where the input becomes long."""
+    book = tiered(classes, {}, multiplier)
+    grown = {**usage, name: usage.get(name, 0) + more}
+    costs = [
+        rate(book, channel="c", priced_as="m", group="g", usage=each, tier=tier)
+        for each in (usage, grown)
+    ]
+    assert costs[0].cost_nano <= costs[1].cost_nano
+    assert costs[0].provider_cost_nano <= costs[1].provider_cost_nano
+
+
+def test_what_the_provider_charges_on_one_channel():
+    plain = book(own={"m": {"output": 8_000_000}})
+    priced = PriceBook(
+        models=plain.models,
+        multipliers_ppm=plain.multipliers_ppm,
+        channels=plain.channels,
+        channel_costs={"own": {"m": {"output": 1_000_000}}},
+    )
+    usage = {"input": 10, "output": 10}
+    own = rate(priced, channel="own", priced_as="m", group="default", usage=usage)
+    other = rate(priced, channel="other", priced_as="m", group="default", usage=usage)
+    assert own == (135, 15, 1_500_000)
+    assert other == (75, 25, 1_500_000)

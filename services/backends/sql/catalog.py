@@ -4,6 +4,7 @@ told by an audit event, in one transaction."""
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+import msgspec
 from sqlalchemy import Connection, Engine, or_, select
 
 from schemas import config
@@ -25,7 +26,7 @@ from services.backends.sql.outbox import audit
 from services.backends.sql.sealing import Sealer
 from services.backends.sql.tables import api_key, catalog_version, routing_group
 from services.core.catalog import Snapshot
-from services.core.prices import ModelPrice, PriceBook, PriceVersion
+from services.core.prices import ModelPrice, Overrides, PriceBook, PriceVersion
 from services.core.routing import ModelIndex
 
 __all__ = ["KEPT_US", "OPERATOR", "AlreadyInCatalog", "Catalog", "NotInCatalog"]
@@ -60,40 +61,31 @@ class Catalog(AccountCatalog, MemberCatalog, KeyCatalog):
             names = {"default"} | {name for each in channels for name in each.groups}
             changed = sync_groups(connection, groups, names, actor)
             changed |= sync_channels(connection, channels, self._sealer, actor)
-            imported, channel_prices = prices.overrides(connection)
-            book = PriceBook(
-                models={**book_models, **imported},
-                multipliers_ppm=_multipliers(connection),
-                channels=channel_prices,
-            )
+            built_in = PriceBook(models=dict(book_models), multipliers_ppm=_multipliers(connection))
+            book = built_in.with_own(prices.overrides(connection))
             return self._put_book(connection, book, now, actor, bump=changed)
 
         return write(self._engine, apply)
 
     def import_prices(
-        self,
-        models: Mapping[str, ModelPrice],
-        now: int,
-        *,
-        channels: prices.ChannelPrices | None = None,
-        actor: str = OPERATOR,
+        self, own: Overrides, now: int, *, actor: str = OPERATOR, dry_run: bool = False
     ) -> PriceVersion:
         """Prices of the operator's own, for models and for single channels: they replace those of
-        the same name, now and at every later sync. In force at once."""
+        the same name, now and at every later sync. In force at once; a dry run only tells the
+        version that it would be."""
 
         def apply(connection: Connection) -> PriceVersion:
-            lock(connection)
-            prices.store_overrides(connection, models, channels or {})
-            _, channel_prices = prices.overrides(connection)
+            if not dry_run:
+                lock(connection)
             before = prices.current(connection).book
-            book = PriceBook(
-                models={**before.models, **models},
-                multipliers_ppm=_multipliers(connection),
-                channels=channel_prices,
-            )
+            multipliers = _multipliers(connection)
+            book = msgspec.structs.replace(before, multipliers_ppm=multipliers).with_own(own)
+            if dry_run:
+                return PriceVersion(id=book.version_id(), effective_at=now, book=book)
+            prices.store_overrides(connection, own)
             return self._put_book(connection, book, now, actor, bump=False)
 
-        return write(self._engine, apply)
+        return (read if dry_run else write)(self._engine, apply)
 
     def price_versions(self) -> list[prices.InForce]:
         """Every coming into force, newest first."""

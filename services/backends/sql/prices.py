@@ -1,7 +1,6 @@
 """Price versions in the database: bodies that never change, and which of them rules since when."""
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, insert, select
@@ -9,10 +8,9 @@ from sqlalchemy import Connection, insert, select
 from services.backends.sql.bulk import insert_new
 from services.backends.sql.engine import now_us
 from services.backends.sql.tables import price_override, price_schedule, price_version
-from services.core.prices import ModelPrice, PriceBook, PriceVersion
+from services.core.prices import ChannelPrice, ModelPrice, Overrides, PriceBook, PriceVersion
 
-ChannelPrices = Mapping[str, Mapping[str, dict[str, int]]]  # channel -> model -> class -> nano
-
+_COST: Final = "cost:"
 _EMPTY = PriceBook(models={}, multipliers_ppm={})
 
 
@@ -24,7 +22,8 @@ class InForce(NamedTuple):
 
 
 class PriceChange(NamedTuple):
-    """One price that differs; `channel` empty: the model's own; None: there is no price."""
+    """One price that differs; `channel` empty: the model's own; None: there is no price.
+    `usage_class` is a key of a price set; with `cost:` before it, of what the provider charges."""
 
     channel: str
     model: str
@@ -86,28 +85,24 @@ def put(connection: Connection, book: PriceBook, effective_at: int) -> tuple[Pri
     return PriceVersion(id=version_id, effective_at=effective_at, book=book), True
 
 
-def overrides(
-    connection: Connection,
-) -> tuple[dict[str, ModelPrice], dict[str, dict[str, dict[str, int]]]]:
-    """What the operator imported: model prices, and class prices by channel and model."""
+def overrides(connection: Connection) -> Overrides:
+    """What the operator imported so far."""
     models: dict[str, ModelPrice] = {}
-    channels: dict[str, dict[str, dict[str, int]]] = {}
+    channels: dict[str, dict[str, ChannelPrice]] = {}
     for row in connection.execute(select(price_override)):
         if row.channel:
-            prices = msgspec.json.decode(row.body, type=dict[str, int])
-            channels.setdefault(row.channel, {})[row.model] = prices
+            price = msgspec.json.decode(row.body, type=ChannelPrice)
+            channels.setdefault(row.channel, {})[row.model] = price
         else:
             models[row.model] = msgspec.json.decode(row.body, type=ModelPrice)
-    return models, channels
+    return Overrides(models=models, channels=channels)
 
 
-def store_overrides(
-    connection: Connection, models: Mapping[str, ModelPrice], channels: ChannelPrices
-) -> None:
+def store_overrides(connection: Connection, own: Overrides) -> None:
     """Keeps what the operator imported; it rules over the built-in prices from now on."""
-    bodies: dict[tuple[str, str], object] = {("", name): price for name, price in models.items()}
-    for channel, by_model in channels.items():
-        bodies |= {(channel, name): classes for name, classes in by_model.items()}
+    bodies: dict[tuple[str, str], object] = {("", name): m for name, m in own.models.items()}
+    for channel, by_model in own.channels.items():
+        bodies |= {(channel, name): price for name, price in by_model.items()}
     for (channel, model), content in bodies.items():
         row = {"channel": channel, "model": model, "body": msgspec.json.encode(content).decode()}
         statement = (
@@ -130,14 +125,18 @@ def diff(old: PriceBook, new: PriceBook) -> list[PriceChange]:
 
 
 def _flat(book: PriceBook) -> dict[tuple[str, str, str], int]:
-    flat = {
-        ("", name, each): nano
-        for name, price in book.models.items()
-        for each, nano in price.classes.items()
-    }
-    for channel, by_model in book.channels.items():
-        for name, classes in by_model.items():
-            flat |= {(channel, name, each): nano for each, nano in classes.items()}
+    flat: dict[tuple[str, str, str], int] = {}
+
+    def add(channel: str, model: str, prices: dict[str, int], word: str = "") -> None:
+        flat.update({(channel, model, word + key): nano for key, nano in prices.items()})
+
+    for name, price in book.models.items():
+        add("", name, price.classes)
+        add("", name, price.provider_classes, _COST)
+    for word, part in (("", book.channels), (_COST, book.channel_costs)):
+        for channel, by_model in part.items():
+            for name, prices in by_model.items():
+                add(channel, name, prices, word)
     return flat
 
 
