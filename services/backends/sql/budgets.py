@@ -150,42 +150,60 @@ class Budgets:
         Raises Shortfall (recall marks set when waiting may help), KeyNotActive,
         IncarnationNotOpen, LeaseNotOpen, GrantOutOfOrder."""
 
-        def attempt(connection: Connection) -> Granted | Shortfall:
-            _require_open(connection, incarnation_id)
-            key = _active_key(connection, key_id)
-            held = _lease_of(connection, lease_id, incarnation_id, key_id, lock=True)
-            limit_ids = sorted({key.quota_limit_id, key.wallet_limit_id})
-            rows = limit_rows(connection, limit_ids, lock=True)
-            if held is None:
-                # The same first grant, sent twice, may have committed while the limits were
-                # waited for.
-                held = _lease_of(connection, lease_id, incarnation_id, key_id, lock=False)
-            pending = pending_of_account(connection, key.account_id)
-            states = limit_states(rows, pending)
-            if held is not None and held.grant_no == grant_no:
-                return Granted(held.grant_nano, held.amount_nano, states)
-            if grant_no != (held.grant_no if held else 0) + 1:
-                raise GrantOutOfOrder(f"{lease_id}: grant {grant_no}")
-            try:
-                amount_nano = grant_nano(states, need_nano, want_nano)
-            except Shortfall as ex:
-                _mark_recall(connection, ex)
-                return ex
-            connection.execute(_TAKE, {"limits": limit_ids, "nano": amount_nano})
-            if held is None:
-                _insert_lease(connection, lease_id, incarnation_id, key, limit_ids, amount_nano)
-            else:
-                grown = {"lease": lease_id, "number": grant_no, "nano": amount_nano}
-                connection.execute(_GROW, grown)
-            total_nano = amount_nano + (held.amount_nano if held else 0)
-            return Granted(
-                amount_nano, total_nano, [_leased(state, amount_nano) for state in states]
-            )
-
-        answer = write(self._engine, attempt)
+        answer = write(
+            self._engine,
+            lambda connection: self.grant_in(
+                connection, lease_id, grant_no, incarnation_id, key_id, need_nano, want_nano
+            ),
+        )
         if isinstance(answer, Shortfall):
             raise answer
         return answer
+
+    def grant_in(
+        self,
+        connection: Connection,
+        lease_id: str,
+        grant_no: int,
+        incarnation_id: str,
+        key_id: str,
+        need_nano: int,
+        want_nano: int,
+    ) -> Granted | Shortfall:
+        """`grant` in the caller's transaction. A Shortfall is returned, so that the recall marks
+        can be committed."""
+        _require_open(connection, incarnation_id)
+        key = _active_key(connection, key_id)
+        held = _lease_of(connection, lease_id, incarnation_id, key_id, lock=True)
+        limit_ids = sorted({key.quota_limit_id, key.wallet_limit_id})
+        rows = limit_rows(connection, limit_ids, lock=True)
+        if held is None:
+            # The same first grant, sent twice, may have committed while the limits were
+            # waited for.
+            held = _lease_of(connection, lease_id, incarnation_id, key_id, lock=False)
+        pending = pending_of_account(connection, key.account_id)
+        states = limit_states(rows, pending)
+        if held is not None and held.grant_no == grant_no:
+            return Granted(held.grant_nano, held.amount_nano, states)
+        if grant_no != (held.grant_no if held else 0) + 1:
+            raise GrantOutOfOrder(f"{lease_id}: grant {grant_no}")
+        try:
+            amount_nano = grant_nano(states, need_nano, want_nano)
+        except Shortfall as ex:
+            _mark_recall(connection, ex)
+            return ex
+        connection.execute(_TAKE, {"limits": limit_ids, "nano": amount_nano})
+        if held is None:
+            _insert_lease(connection, lease_id, incarnation_id, key, limit_ids, amount_nano)
+        else:
+            grown = {"lease": lease_id, "number": grant_no, "nano": amount_nano}
+            connection.execute(_GROW, grown)
+        total_nano = amount_nano + (held.amount_nano if held else 0)
+        return Granted(amount_nano, total_nano, [_leased(state, amount_nano) for state in states])
+
+    def reserve_in(self, connection: Connection, lease_id: str) -> None:
+        """In the caller's transaction: all of a lease is held by one request."""
+        connection.execute(_RESERVE, {"lease": lease_id})
 
     def give_back(self, lease_id: str, amount_nano: int, give_no: int) -> bool:
         """Returns money of an open lease that is neither spent nor reserved. The caller lowers its
@@ -322,6 +340,11 @@ _REPORT: Final = (
     update(lease)
     .where(lease.c.id == bindparam("lease"), lease.c.incarnation_id == bindparam("incarnation"))
     .values(reserved_nano=bindparam("reserved"), spent_nano=bindparam("spent"))
+)
+_RESERVE: Final = (
+    update(lease)
+    .where(lease.c.id == bindparam("lease"))
+    .values(reserved_nano=lease.c.amount_nano - lease.c.consumed_nano)
 )
 
 
