@@ -1,7 +1,8 @@
-"""A real Kafka broker (KRaft, one node) on loopback, started from jars.
+"""Real Kafka brokers (KRaft) on loopback, started from jars.
 
-`kafka_broker` is shared by a whole session; tests that stop or kill a broker take `own_broker`.
-Topics never clash: `bus_config` gives each caller a prefix of its own.
+`kafka_broker` is shared by a whole session; tests that stop or kill a broker take `own_broker`, or
+`kafka_cluster`: three nodes that hold every partition three times. Topics never clash:
+`bus_config` gives each caller a prefix of its own.
 """
 
 import shutil
@@ -10,9 +11,13 @@ import socket
 import subprocess
 import time
 import uuid
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from kafka.admin import KafkaAdminClient
+from kafka.errors import KafkaError
 
 from schemas import config as schema
 from services.backends.lifecycle import die_with_parent
@@ -30,29 +35,44 @@ def free_port() -> int:
 
 
 class Broker:
-    def __init__(self, folder: Path) -> None:
+    """One node, broker and controller in one. `voters`: (node id, controller port) of every node of
+    its cluster; without them it is alone."""
+
+    def __init__(
+        self,
+        folder: Path,
+        node: int = 1,
+        voters: Sequence[tuple[int, int]] = (),
+        *,
+        heap_mb: int = 512,
+    ) -> None:
         self.folder = folder
+        self.node = node
         self.port = free_port()
         self.bootstrap = f"127.0.0.1:{self.port}"
+        self._voters = dict(voters or [(node, free_port())])
+        self._heap_mb = heap_mb
         self._process: subprocess.Popen[bytes] | None = None
         self._write_config()
         self._java("kafka.tools.StorageTool", "format", "-t", _cluster_id(), "-c", self._config)
 
     def _write_config(self) -> None:
-        controller = free_port()
+        controller = self._voters[self.node]
+        replicas = len(self._voters)
+        voters = ",".join(f"{node}@127.0.0.1:{port}" for node, port in self._voters.items())
         self._config = str(self.folder / "server.properties")
         lines = {
             "process.roles": "broker,controller",
-            "node.id": 1,
-            "controller.quorum.voters": f"1@127.0.0.1:{controller}",
+            "node.id": self.node,
+            "controller.quorum.voters": voters,
             "listeners": f"PLAINTEXT://127.0.0.1:{self.port},CONTROLLER://127.0.0.1:{controller}",
             "advertised.listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
             "controller.listener.names": "CONTROLLER",
             "log.dirs": self.folder / "logs",
-            "offsets.topic.replication.factor": 1,
+            "offsets.topic.replication.factor": replicas,
             "offsets.topic.num.partitions": 2,
-            "transaction.state.log.replication.factor": 1,
-            "transaction.state.log.min.isr": 1,
+            "transaction.state.log.replication.factor": replicas,
+            "transaction.state.log.min.isr": max(1, replicas - 1),
             "transaction.state.log.num.partitions": 1,
             "share.coordinator.state.topic.replication.factor": 1,
             "share.coordinator.state.topic.min.isr": 1,
@@ -60,12 +80,16 @@ class Broker:
             "group.initial.rebalance.delay.ms": 0,
             "auto.create.topics.enable": "false",
             "controlled.shutdown.enable": "false",
+            # A dead node is given up after seconds, on a busy machine too.
+            "broker.heartbeat.interval.ms": 500,
+            "broker.session.timeout.ms": 6000,
+            "replica.lag.time.max.ms": 6000,
         }
         text = "\n".join(f"{name}={value}" for name, value in lines.items())
         Path(self._config).write_text(text + "\n")
 
     def _command(self, *args: str) -> list[str]:
-        flags = ["-Xmx512m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+        flags = [f"-Xmx{self._heap_mb}m", "-Xms128m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
         return ["java", *flags, "-cp", f"{LIBS}/*", *args]
 
     def _java(self, *args: str) -> None:
@@ -74,6 +98,11 @@ class Broker:
             raise RuntimeError(done.stdout.decode() + done.stderr.decode())
 
     def start(self) -> None:
+        self.launch()
+        self.wait_listening()
+
+    def launch(self) -> None:
+        """Starts the process. It dies with the calling thread."""
         with (self.folder / "broker.log").open("ab") as log:
             self._process = subprocess.Popen(
                 self._command("kafka.Kafka", self._config),
@@ -81,11 +110,23 @@ class Broker:
                 stderr=log,
                 preexec_fn=die_with_parent,
             )
+
+    def wait_listening(self) -> None:
+        assert self._process is not None
         deadline = time.monotonic() + READY_S
         while not self._answers():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError((self.folder / "broker.log").read_text()[-4000:])
             time.sleep(0.1)
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """SIGSTOP and SIGCONT: a machine that hangs."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def _answers(self) -> bool:
         try:
@@ -119,6 +160,85 @@ class Broker:
         )
 
 
+class Cluster:
+    """Three nodes: every partition on each, a write is acknowledged by two, any one may die."""
+
+    def __init__(self, folder: Path) -> None:
+        voters = [(node, free_port()) for node in (1, 2, 3)]
+        folders = [folder / f"node-{node}" for node, _ in voters]
+        for each in folders:
+            each.mkdir(parents=True)
+        with ThreadPoolExecutor(3) as threads:
+            made = threads.map(
+                lambda number: Broker(folders[number], number + 1, voters, heap_mb=256), range(3)
+            )
+            self.nodes = {broker.node: broker for broker in made}
+
+    @property
+    def bootstrap(self) -> list[str]:
+        return [broker.bootstrap for broker in self.nodes.values()]
+
+    def bus_config(self, **values) -> schema.Bus:
+        config = self.nodes[1].bus_config(replication=3, **values)
+        config.bootstrap = self.bootstrap
+        return config
+
+    def start(self) -> None:
+        """Starts the nodes that do not run; returns when all three are members."""
+        down = [broker for broker in self.nodes.values() if not broker.running]
+        for broker in down:
+            broker.launch()
+        for broker in down:
+            broker.wait_listening()
+        self._wait(lambda: len(self._described()["brokers"]) == 3, "three members")
+
+    def stop(self) -> None:
+        for broker in self.nodes.values():
+            broker.kill()
+
+    def leaders(self, topic: str) -> dict[int, int]:
+        """partition -> the node that leads it."""
+        return {each["partition_index"]: each["leader_id"] for each in self._partitions(topic)}
+
+    def wait_in_sync(self, topic: str, replicas: int = 3) -> None:
+        """Until so many nodes hold everything of every partition."""
+        self._wait(
+            lambda: all(len(each["isr_nodes"]) >= replicas for each in self._partitions(topic)),
+            f"{replicas} replicas in sync",
+        )
+
+    def _partitions(self, topic: str) -> list[dict]:
+        return self._ask(lambda admin: admin.describe_topics([topic])[0]["partitions"])
+
+    def _described(self) -> dict:
+        return self._ask(lambda admin: admin.describe_cluster())
+
+    def _ask(self, question):
+        """A client asks any node that it knows of, dead ones too: until one answers."""
+        deadline = time.monotonic() + READY_S
+        while True:
+            living = [broker.bootstrap for broker in self.nodes.values() if broker.running]
+            try:
+                admin = KafkaAdminClient(
+                    bootstrap_servers=living, api_version=(4, 0), request_timeout_ms=5000
+                )
+                try:
+                    return question(admin)
+                finally:
+                    admin.close()
+            except KafkaError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    @staticmethod
+    def _wait(done, what: str) -> None:
+        deadline = time.monotonic() + READY_S
+        while not done():
+            assert time.monotonic() < deadline, f"no {what} in {READY_S:.0f} s"
+            time.sleep(0.2)
+
+
 def _cluster_id() -> str:
     return "dG9sbGdhdGUtdGVzdHMxMA"
 
@@ -127,8 +247,8 @@ def _version() -> str:
     return next(LIBS.glob("kafka_2.13-*.jar")).stem.removeprefix("kafka_2.13-")
 
 
-def make_broker(folder: Path) -> Broker:
-    """A started broker; skips or fails the test when Java or the jars cannot be had."""
+def _require_kafka() -> None:
+    """Skips or fails the test when Java or the jars cannot be had."""
     if shutil.which("java") is None:
         part_missing("kafka", "no java")
     done = subprocess.run(
@@ -136,10 +256,27 @@ def make_broker(folder: Path) -> Broker:
     )
     if done.returncode:
         part_missing("kafka", done.stderr.decode()[-500:] or "the jars could not be fetched")
+    PARTS["kafka"] = f"{_version()} (KRaft)"
+
+
+def make_broker(folder: Path) -> Broker:
+    """A started broker."""
+    _require_kafka()
     broker = Broker(folder)
     broker.start()
-    PARTS["kafka"] = f"{_version()} (KRaft)"
     return broker
+
+
+def make_cluster(folder: Path) -> Cluster:
+    """Three started nodes."""
+    _require_kafka()
+    cluster = Cluster(folder)
+    try:
+        cluster.start()
+    except BaseException:
+        cluster.stop()
+        raise
+    return cluster
 
 
 @pytest.fixture(scope="session")
@@ -155,3 +292,11 @@ def own_broker(tmp_path_factory):
     broker = make_broker(tmp_path_factory.mktemp("own-kafka"))
     yield broker
     broker.kill()
+
+
+@pytest.fixture(scope="module")
+def kafka_cluster(tmp_path_factory):
+    """Three nodes that the tests of one module may kill and start."""
+    cluster = make_cluster(tmp_path_factory.mktemp("kafka-cluster"))
+    yield cluster
+    cluster.stop()
