@@ -8,6 +8,7 @@ from typing import Final
 
 _BATCH: Final = 256
 _VARIANT: Final = {digit: "89ab"[int(digit, 16) & 3] for digit in "0123456789abcdef"}
+_BASE32: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _tails: list[str] = []
 
 
@@ -25,6 +26,12 @@ def uuid7_hex() -> str:
 def new_id(prefix: str) -> str:
     """`<prefix>_<32 hexadecimal digits>`, such as `acct_0199...`."""
     return f"{prefix}_{uuid7_hex()}"
+
+
+def ulid() -> str:
+    """26 characters of Crockford's base 32: a UUIDv7, so it sorts by the time of its making."""
+    number = int(uuid7_hex(), 16)
+    return "".join(_BASE32[number >> shift & 31] for shift in range(125, -1, -5))
 
 
 def _tail() -> str:

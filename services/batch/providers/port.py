@@ -10,13 +10,14 @@ and one line in `services/batch/bootstrap.py`.
 """
 
 from collections.abc import Mapping
-from typing import Any, Final, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import msgspec
 
+from services.backends.http.client import NoReply, NotConnected, Reply
 from services.core.catalog import Channel
 
-KINDS: Final = ("image", "video", "speech", "transcription", "embedding", "rerank")
+__all__ = ["NoReply", "NotConnected", "Reply"]
 
 
 class Order(msgspec.Struct, frozen=True, kw_only=True):
@@ -190,39 +191,6 @@ class Provider(Protocol):
 
 
 # -- the wire --------------------------------------------------------------------------------
-
-
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    """A whole answer of the upstream. Header names are lower-case."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def ok(self) -> bool:
-        return 200 <= self.status < 300
-
-    @property
-    def retry_after_s(self) -> float | None:
-        """The header in seconds; a date or nonsense is None."""
-        text = self.headers.get("retry-after", "")
-        return float(text) if text.isdecimal() else None
-
-    def json(self) -> Any:
-        """The decoded body; None when it is no JSON."""
-        try:
-            return msgspec.json.decode(self.body)
-        except msgspec.DecodeError:
-            return None
-
-
-class NotConnected(Exception):
-    """Nothing was sent."""
-
-
-class NoReply(Exception):
-    """Something may have been sent, and no whole answer came back."""
 
 
 class Http(Protocol):
