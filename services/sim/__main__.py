@@ -10,6 +10,7 @@ from gevent.server import StreamServer
 from services.sim import prices
 from services.sim.app import Provider
 from services.sim.calls import CallLog
+from services.sim.media.serve import Media
 from services.sim.streaming import Pace
 
 
@@ -20,6 +21,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--log", help="file for one JSON line per call")
     parser.add_argument("--ttft-ms", type=float, default=0.0, help="before the first byte")
     parser.add_argument("--tokens-per-s", type=float, default=0.0, help="0: as fast as it goes")
+    parser.add_argument("--media-queue-ms", type=float, default=100.0, help="a job waits so long")
+    parser.add_argument("--media-run-ms", type=float, default=1500.0, help="a job runs so long")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--prices", help="JSON: model -> class -> USD per million units")
     return parser.parse_args()
@@ -28,7 +31,14 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     asked = _arguments()
     pace = Pace(asked.ttft_ms / 1000, asked.tokens_per_s)
-    provider = Provider(CallLog(asked.log), prices.load(asked.prices), pace=pace, seed=asked.seed)
+    table = prices.load(asked.prices)
+    media = Media(
+        table,
+        seed=asked.seed,
+        queue_s=asked.media_queue_ms / 1000,
+        run_s=asked.media_run_ms / 1000,
+    )
+    provider = Provider(CallLog(asked.log), table, media, pace=pace, seed=asked.seed)
     server = StreamServer((asked.host, asked.port), provider.serve, backlog=2048)
     server.start()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -12,6 +12,7 @@ from services.sim.answer import compose
 from services.sim.calls import CallLog
 from services.sim.faults import Fault
 from services.sim.http import ClientGone, Connection, HungUp, Request
+from services.sim.media.serve import Media
 from services.sim.prompt import Answer, BadRequest, Dialect, Prompt
 from services.sim.streaming import Pace, send_events
 
@@ -23,8 +24,11 @@ _NUISANCE: Final = [("server", "sim"), ("set-cookie", "sim=1; Path=/")]
 class Provider:
     """One simulated provider; `serve` handles one connection."""
 
-    def __init__(self, log: CallLog, table: prices.Table, *, pace: Pace, seed: int) -> None:
+    def __init__(
+        self, log: CallLog, table: prices.Table, media: Media, *, pace: Pace, seed: int
+    ) -> None:
         self._log = log
+        self._media = media
         self._prices = table
         self._pace = pace
         self._seed = seed
@@ -63,18 +67,19 @@ class Provider:
             answer = {"calls": self._log.calls(int(request.query.get("after", "0")))}
         elif what == "reset":
             self._log.reset()
+            self._media.reset()
         elif what.startswith("echo/"):
             answer = self._log.raw(what.removeprefix("echo/"))
+        elif what.startswith("media/"):
+            answer = self._media.control(what.removeprefix("media/"), request)
         connection.reply(200, [_JSON], orjson.dumps(answer))
 
     def _call(self, request: Request, connection: Connection, entry: dict[str, Any]) -> None:
-        if request.method == "GET":
-            return self._models(request, connection)
         counting = request.path.endswith("/v1/messages/count_tokens")
         path = request.path.removesuffix("/count_tokens")
         dialect = next((d for d in _DIALECTS if path.endswith(d.path)), None)
-        if dialect is None:
-            return connection.reply(404, [_JSON], orjson.dumps({"error": {"message": "Not found"}}))
+        if dialect is None or request.method == "GET":
+            return self._elsewhere(request, connection, entry)
         entry["dialect"] = dialect.name
         headers = self._headers(dialect, entry["id"])
         try:
@@ -223,9 +228,15 @@ class Provider:
             raise HungUp
         connection.reply(200, [_JSON, *headers], body)
 
+    def _elsewhere(self, request: Request, connection: Connection, entry: dict[str, Any]) -> None:
+        """Paths outside the text dialects: media, the list of models."""
+        if self._media.serve(request, connection, entry):
+            return None
+        if request.method == "GET" and request.path.endswith("/v1/models"):
+            return self._models(request, connection)
+        return connection.reply(404, [_JSON], orjson.dumps({"error": {"message": "Not found"}}))
+
     def _models(self, request: Request, connection: Connection) -> None:
-        if not request.path.endswith("/v1/models"):
-            return connection.reply(404, [_JSON], orjson.dumps({"error": {"message": "Not found"}}))
         names = list(self._prices) or ["sim-small"]
         if "anthropic-version" in request.headers:
             rows: list[dict[str, Any]] = [

@@ -56,6 +56,11 @@ class Sim:
         raw = self.get(f"/sim/echo/{which}")
         return {**raw, **{k: base64.b64decode(raw[k]) for k in ("head", "body", "reply_body")}}
 
+    def media_jobs(self, **match) -> list[dict]:
+        """Jobs of the media half, oldest first; `ref`, `model`, `provider` choose."""
+        query = "&".join(f"{name}={value}" for name, value in match.items())
+        return self.get("/sim/media/jobs?" + query)["jobs"]
+
     def reset(self) -> None:
         request = urllib.request.Request(self.base_url + "/sim/reset", method="POST")
         urllib.request.urlopen(request, timeout=10).close()
