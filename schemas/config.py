@@ -36,6 +36,7 @@ class Edge(Section, kw_only=True):
     max_attempts: Positive = 3
     failover_s: Seconds = 30.0
     query_url: str = "unix:run/query.sock"
+    trusted_proxies: list[str] = []  # addresses or CIDRs whose X-Forwarded-For is believed
     estimate_bytes_per_token: Positive = 4
 
 

@@ -14,6 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas.config import Config, Section
+from services.core.addresses import BadNetwork, networks
 
 _PREFIX: Final = "TOLLGATE_"
 _AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$?\.?(?P<path>.*)`)?$", re.DOTALL)
@@ -174,6 +175,11 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{path}.models: a channel serves at least one model")
         if channel.credential and not channel.credential.startswith(("env:", "file:")):
             raise ConfigError(f"{path}.credential: write env:NAME or file:PATH, never the secret")
+    for at, text in enumerate(config.edge.trusted_proxies):
+        try:
+            networks([text])
+        except BadNetwork as ex:
+            raise ConfigError(f"edge.trusted_proxies[{at}]: {ex}") from ex
     groups = [group.name for group in config.groups]
     for at, name in enumerate(groups):
         if name in groups[:at]:

@@ -1,14 +1,18 @@
 """Who calls, and whether the key may use the model it asks for."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from schemas.errors import Code
-from services.core.catalog import Key, Snapshot
+from services.core.addresses import AddressRules, networks
+from services.core.catalog import Account, Key, Snapshot
 from services.core.errors import InvalidRequest, Refusal
 from services.core.keys import sha256_hex
 from services.core.prices import ModelPrice
+from services.core.rates import Rule
 from services.core.routing import ModelIndex
+
+EVERY_MODEL: Final = ("*",)  # of a member: all of its key's group
 
 _CREDENTIAL_MAX: Final = 512
 _NAME_MAX: Final = 128
@@ -74,6 +78,46 @@ def is_revoked(snapshot: Snapshot, key: Key) -> bool:
     return now is None or now.status != "active" or account is None or account.status == "disabled"
 
 
+class KeyRules(NamedTuple):
+    """What a key is bound to beyond its money: from where it may be used, how often."""
+
+    addresses: AddressRules | None
+    rates: tuple[Rule, ...]
+
+
+def rules_of(snapshot: Snapshot, key: Key, parent: Key | None) -> KeyRules:
+    """The rules of `key`; `parent` is that of a sub-key, whose lists the key has already (see
+    `services.core.subkeys.inherited`). Raises BadNetwork."""
+    addresses = None
+    if key.ip_allow or key.ip_deny:
+        addresses = AddressRules(networks(key.ip_allow), networks(key.ip_deny))
+    account = snapshot.accounts[key.account_id]
+    member = snapshot.members.get(key.member_id or "")
+    rates = [_rates(key, "key")]
+    if parent is not None:
+        rates.append(_rates(parent, "parent key"))
+    if member is not None:
+        rates.append(Rule(member.id, "member", member.concurrency))
+    rates.append(_rates(account, "account"))
+    return KeyRules(addresses, tuple(rule for rule in rates if any(rule[2:])))
+
+
+def _rates(subject: Key | Account, whose: str) -> Rule:
+    return Rule(
+        subject.id, whose, subject.concurrency, subject.requests_per_min, subject.tokens_per_min
+    )
+
+
+def check_address(rules: KeyRules, client: str) -> None:
+    """Raises Refusal(PERMISSION_DENIED), naming the rule, when the key may not be used from the
+    address `client`."""
+    if rules.addresses is None:
+        return
+    reason = rules.addresses.why_not(client)
+    if reason:
+        raise Refusal(Code.PERMISSION_DENIED, f"permission_denied: {reason}")
+
+
 def check_model(
     snapshot: Snapshot, index: ModelIndex, key: Key, asked: str, *, media: bool = False
 ) -> ModelPrice:
@@ -83,7 +127,7 @@ def check_model(
     Raises Refusal: MODEL_NOT_FOUND for a name that nothing serves, MODEL_WITHOUT_PRICE for one
     that a channel serves and the price version does not hold, UNSUPPORTED_MODEL (text) or
     INVALID_PARAM (media) for one of the other sort, MODEL_NOT_IN_GROUP for one that only other
-    groups may use."""
+    groups may use or that is in no list of the key or its member."""
     shown = asked if len(asked) <= _NAME_MAX else asked[:_NAME_MAX] + "..."
     model = index.resolve(asked)
     if model is None:
@@ -103,7 +147,14 @@ def check_model(
     if not _has_prices(model):
         raise _without_price(shown)
     if in_group(snapshot, key.group, model.model):
-        return model
+        list_name = _list_without(snapshot, index, key, model.model)
+        if not list_name:
+            return model
+        raise Refusal(
+            Code.MODEL_NOT_IN_GROUP,
+            f"model_not_in_group: {list_name} has no {shown!r}",
+            param="model",
+        )
     if any(model.model in channel.models for channel in snapshot.channels):
         raise Refusal(
             Code.MODEL_NOT_IN_GROUP,
@@ -131,8 +182,31 @@ def allowed_models(snapshot: Snapshot, index: ModelIndex, key: Key) -> list[Mode
     return [
         model
         for model in found
-        if _has_prices(model) and in_group(snapshot, key.group, model.model)
+        if _has_prices(model)
+        and in_group(snapshot, key.group, model.model)
+        and not _list_without(snapshot, index, key, model.model)
     ]
+
+
+def _list_without(snapshot: Snapshot, index: ModelIndex, key: Key, canonical: str) -> str:
+    """Which list forbids the model: the key's own (with its parent's) or its member's; empty when
+    none does. A member may call only what it was granted."""
+    if key.models and not _listed(index, key.models, canonical):
+        return "the model list of this key"
+    if key.member_id is not None:
+        member = snapshot.members.get(key.member_id)
+        granted = member.models if member is not None else ()
+        if granted != EVERY_MODEL and not _listed(index, granted, canonical):
+            return "the list of models that this member was granted"
+    return ""
+
+
+def _listed(index: ModelIndex, names: Sequence[str], canonical: str) -> bool:
+    """Whether a list holds the model, under its own id or a form of it (dots for dashes)."""
+    if canonical in names:
+        return True
+    found = (index.resolve(name) for name in names)
+    return any(model is not None and model.model == canonical for model in found)
 
 
 def in_group(snapshot: Snapshot, group_name: str, canonical: str) -> bool:

@@ -7,7 +7,7 @@ also lets a worker take starts of requests in advance: they end with their bucke
 
 Concurrency is counted in slots: each worker tells how many it keeps, the centre adds up."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
 from typing import Final, NamedTuple
 
@@ -203,10 +203,3 @@ def in_advance(kind: Kind, limit: int) -> int:
     if is_small(kind, limit):
         return 0
     return limit // (CONCURRENCY_PARTS if kind is Kind.CONCURRENCY else REQUESTS_PARTS)
-
-
-def rules_of(
-    subjects: Iterable[tuple[str, str, int, int, int]],
-) -> tuple[Rule, ...]:
-    """The rules among (id, whose, concurrency, requests/min, tokens/min) that limit anything."""
-    return tuple(Rule(*each) for each in subjects if any(each[2:]))

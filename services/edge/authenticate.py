@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from services.core.access import credentials, pick_key
+from services.core.access import check_address, credentials, pick_key
 from services.core.catalog import Key
 from services.core.errors import Refusal
 from services.core.keys import sha256_hex
@@ -11,12 +11,29 @@ from services.edge.snapshot import Snapshots, View
 
 
 def authenticate(
+    snapshots: Snapshots,
+    environ: Mapping[str, Any],
+    headers: Mapping[str, str],
+    query: Mapping[str, Any],
+    now_us: int,
+) -> tuple[View, Key]:
+    """The current view and the first live key among the credentials, which may be used from where
+    the request comes. `environ` is WSGI's, `headers` by lower-case name.
+
+    Raises Refusal: INVALID_API_KEY, PERMISSION_DENIED (a paused account, an address that the key
+    may not be used from), UNAVAILABLE when the catalog is too old to trust."""
+    view, key = _live_key(snapshots, headers, query, now_us)
+    rules = view.rules(key)
+    if rules.addresses is not None:
+        check_address(rules, view.client_address(environ))
+    return view, key
+
+
+def _live_key(
     snapshots: Snapshots, headers: Mapping[str, str], query: Mapping[str, Any], now_us: int
 ) -> tuple[View, Key]:
-    """The current view and the first live key among the credentials. A key that the view does
-    not know is looked up at the centre once: it may have been made a moment ago.
-
-    Raises Refusal: INVALID_API_KEY, or UNAVAILABLE when the catalog is too old to trust."""
+    """A key that the view does not know is looked up at the centre once: it may have been made a
+    moment ago."""
     view = snapshots.view()
     secret = query.get("key", "")
     if isinstance(secret, list):  # falcon's reading of a repeated parameter

@@ -46,7 +46,9 @@ class Authenticated:
         headers = client_headers(req.env)
         key = None
         try:
-            view, key = authenticate(worker.snapshots, headers, req.params, worker.clock.now_us())
+            view, key = authenticate(
+                worker.snapshots, req.env, headers, req.params, worker.clock.now_us()
+            )
             body = answer(Caller(request_id, headers, view, key))
             if body is not None:
                 resp.data = orjson.dumps(body)

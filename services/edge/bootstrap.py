@@ -20,6 +20,7 @@ from services.backends.sql.accounts import Accounts
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog
 from services.backends.sql.engine import open_engine
+from services.core.addresses import networks
 from services.edge.app import PathPrefix, create_routes
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
@@ -117,7 +118,13 @@ def create_app(config: Config) -> EdgeApp:
         config=config,
         clock=clock,
         outbox=outbox,
-        snapshots=Snapshots(catalog, threads, clock, config.edge.catalog_grace_s),
+        snapshots=Snapshots(
+            catalog,
+            threads,
+            clock,
+            config.edge.catalog_grace_s,
+            networks(config.edge.trusted_proxies),
+        ),
         leases=leases,
         recorder=recorder,
         holds=holds,

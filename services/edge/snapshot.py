@@ -4,12 +4,15 @@ A worker whose poll fails keeps serving for `grace_s`, then refuses with 503: wh
 revoked keys is too old to act on."""
 
 from collections import OrderedDict
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 from schemas.errors import Code
 from services.backends.clock import Clock
 from services.backends.sql.catalog import Catalog
-from services.core.catalog import Account, Channel, Snapshot
+from services.core.access import KeyRules, rules_of
+from services.core.addresses import Networks, client_text
+from services.core.catalog import Account, Channel, Key, Snapshot
 from services.core.errors import Refusal
 from services.core.routing import ModelIndex
 from services.edge.leases import Threads
@@ -20,10 +23,14 @@ UNKNOWN_KEY_S: Final = 1.0
 
 
 class View:
-    """One snapshot with what is derived from it once: the model index and upstream targets."""
+    """One snapshot with what is derived from it once: the model index, upstream targets, and the
+    rules of the keys that are used."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, trusted_proxies: Networks) -> None:
         self.snapshot = snapshot
+        self._trusted_proxies = trusted_proxies
+        self._rules: dict[str, KeyRules] = {}
+        self._keys_by_id: dict[str, Key] = {}
         self.version = snapshot.version
         self.prices = snapshot.prices
         self.index = ModelIndex(snapshot.prices.book)
@@ -38,18 +45,45 @@ class View:
     def account(self, account_id: str) -> Account:
         return self.snapshot.accounts[account_id]
 
+    def rules(self, key: Key) -> KeyRules:
+        """What the key is bound to; worked out at its first use."""
+        rules = self._rules.get(key.id)
+        if rules is None:
+            parent = self._key(key.parent_id) if key.parent_id is not None else None
+            rules = self._rules[key.id] = rules_of(self.snapshot, key, parent)
+        return rules
+
+    def _key(self, key_id: str) -> Key | None:
+        if not self._keys_by_id:
+            self._keys_by_id = {key.id: key for key in self.snapshot.keys.values()}
+        return self._keys_by_id.get(key_id)
+
+    def client_address(self, environ: Mapping[str, Any]) -> str:
+        """Where the request comes from: the other end of the connection, or what trusted proxies
+        say."""
+        forwarded = environ.get("HTTP_X_FORWARDED_FOR", "")
+        return client_text(environ.get("REMOTE_ADDR", ""), forwarded, self._trusted_proxies)
+
 
 class Snapshots:
     """Holds the current view. `poll` runs in the worker's poll loop, `find_key` on a request."""
 
-    def __init__(self, catalog: Catalog, threads: Threads, clock: Clock, grace_s: float) -> None:
+    def __init__(
+        self,
+        catalog: Catalog,
+        threads: Threads,
+        clock: Clock,
+        grace_s: float,
+        trusted_proxies: Networks,
+    ) -> None:
+        self._trusted_proxies = trusted_proxies
         self._catalog = catalog
         self._threads = threads
         self._clock = clock
         self._grace_s = grace_s
         self._confirmed_s = clock.monotonic_s()
         self._unknown: OrderedDict[str, float] = OrderedDict()
-        self._view = View(catalog.snapshot(clock.now_us()))
+        self._view = View(catalog.snapshot(clock.now_us()), trusted_proxies)
 
     def view(self) -> View:
         """The current view. Raises Refusal(UNAVAILABLE) when it is older than the grace."""
@@ -80,7 +114,8 @@ class Snapshots:
         self._confirmed_s = started_s
 
     def _reload(self) -> None:
-        self._view = View(self._threads.apply(self._catalog.snapshot, (self._clock.now_us(),)))
+        found = self._threads.apply(self._catalog.snapshot, (self._clock.now_us(),))
+        self._view = View(found, self._trusted_proxies)
         self._unknown.clear()
 
     def missing(self, secret_sha256: str) -> None:

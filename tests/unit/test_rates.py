@@ -13,7 +13,6 @@ from services.core.rates import (
     Window,
     in_advance,
     is_small,
-    rules_of,
 )
 
 WIDTH_US = MINUTE_US // BUCKETS
@@ -165,8 +164,3 @@ def test_small_limits_take_nothing_in_advance(kind):
         advance = in_advance(kind, limit)
         assert (advance == 0) == is_small(kind, limit)
         assert advance <= limit // 16
-
-
-def test_only_rules_that_limit_something_are_kept():
-    found = rules_of([("acct_a", "account", 0, 0, 0), ("key_b", "key", 0, 0, 5)])
-    assert [rule.subject for rule in found] == ["key_b"]

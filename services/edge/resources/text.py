@@ -104,7 +104,7 @@ class TextResource:
         """Key, body, model, hold, durable `request`. Raises Refusal; then nothing is held."""
         worker = self._worker
         query = dict(parse_qsl(x.query)) if "key=" in x.query else {}
-        x.view, x.key = authenticate(worker.snapshots, x.headers, query, x.started_us)
+        x.view, x.key = authenticate(worker.snapshots, x.environ, x.headers, query, x.started_us)
         x.body = read_body(
             x.environ, worker.config.edge.max_body_bytes, worker.config.edge.body_timeout_s
         )
