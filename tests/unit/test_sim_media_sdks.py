@@ -1,4 +1,4 @@
-"""The openai SDK drives the media half of the simulated provider; what it makes can be looked at."""
+"""The openai SDK drives the media half of the simulated provider, whose files can be looked at."""
 
 import base64
 import io
