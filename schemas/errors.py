@@ -19,7 +19,7 @@ class Outcome(StrEnum):
 
     COMPLETED = "completed"  # billed whole
     CLIENT_ABORTED = "client_aborted"  # billed for the part sent
-    BUDGET_CUT = "budget_cut"  # billed for the part sent
+    BUDGET_CUT = "budget_cut"  # billed for the part sent; also when the key was revoked
     REFUSED = "refused"  # free: never admitted
     FAILED = "failed"  # free
     CLIENT_GONE = "client_gone"  # free: hung up before the first content
@@ -46,6 +46,14 @@ class Code(StrEnum):
     NOT_FOUND = "not_found"
     METHOD_NOT_ALLOWED = "method_not_allowed"
     CONFLICT = "conflict"
+    TASK_NOT_FOUND = "task_not_found"
+    JOB_NOT_FOUND = "job_not_found"
+    DUPLICATE_OUT_TASK_ID = "duplicate_out_task_id"
+    IDEMPOTENCY_MISMATCH = "idempotency_mismatch"
+    NOT_TERMINAL = "not_terminal"
+    QUEUE_FULL = "queue_full"
+    MAX_COST_EXCEEDED = "max_cost_exceeded"
+    ARTIFACT_EXPIRED = "artifact_expired"
     REQUEST_TOO_LARGE = "request_entity_too_large"
     UPGRADE_REQUIRED = "upgrade_required"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
@@ -89,6 +97,14 @@ SHAPES: Final[dict[Code, Shape]] = {
     Code.NOT_FOUND: Shape(404, "invalid_request_error", "not_found_error"),
     Code.METHOD_NOT_ALLOWED: Shape(405, *_BAD),
     Code.CONFLICT: Shape(409, "conflict_error", "invalid_request_error"),
+    Code.TASK_NOT_FOUND: Shape(404, "invalid_request_error", "not_found_error"),
+    Code.JOB_NOT_FOUND: Shape(404, "invalid_request_error", "not_found_error"),
+    Code.DUPLICATE_OUT_TASK_ID: Shape(409, *_BAD),
+    Code.IDEMPOTENCY_MISMATCH: Shape(422, *_BAD),
+    Code.NOT_TERMINAL: Shape(409, *_BAD),
+    Code.QUEUE_FULL: Shape(429, "rate_limit_exceeded", "rate_limit_error"),
+    Code.MAX_COST_EXCEEDED: Shape(402, *_MONEY),
+    Code.ARTIFACT_EXPIRED: Shape(410, *_BAD),
     Code.REQUEST_TOO_LARGE: Shape(413, "invalid_request_error", "request_too_large"),
     Code.UPGRADE_REQUIRED: Shape(426, *_BAD),
     Code.RATE_LIMIT_EXCEEDED: Shape(429, "rate_limit_exceeded", "rate_limit_error"),

@@ -20,8 +20,15 @@ class Ending(StrEnum):
     BROKEN = "broken"  # the connection broke before the end of the reply
     CLIENT_GONE = "client_gone"  # the client hung up
     BUDGET_CUT = "budget_cut"  # we ended the stream: its budget was used up
-    REVOKED = "revoked"  # we ended it: its key was revoked
+    REVOKED = "revoked"  # we ended it: its key was taken away
     GATEWAY = "gateway"  # we could not go on: disk, a bug, a sealed outbox
+
+
+# What ended a stream that its key may no longer pay for, and the code when nothing is due yet.
+_CUTS: Final = {
+    Ending.BUDGET_CUT: Code.INSUFFICIENT_BALANCE,
+    Ending.REVOKED: Code.INVALID_API_KEY,
+}
 
 
 class Answer(Protocol):
@@ -87,15 +94,13 @@ def judge(
         return _free(Code.UPSTREAM_ERROR, Stage.UPSTREAM)
     if answer is not None and answer.error:
         return _free(Code.UPSTREAM_STREAM_ERROR if relayed else Code.UPSTREAM_ERROR, stage)
-    if ending is Ending.REVOKED:
-        return _free(Code.INVALID_API_KEY, stage)
     if ending is Ending.CLIENT_GONE:
         if not (streaming and relayed and answer is not None and answer.has_content):
             return _free(Code.CLIENT_GONE, stage, Outcome.CLIENT_GONE)
         return _billed(Outcome.CLIENT_ABORTED, answer, text_bytes, cache_share_ppm)
-    if ending is Ending.BUDGET_CUT:
-        if answer is None or not answer.has_content:
-            return _free(Code.INSUFFICIENT_BALANCE, stage)
+    if ending in _CUTS:
+        if not (relayed and answer is not None and answer.has_content):
+            return _free(_CUTS[ending], stage)
         return _billed(Outcome.BUDGET_CUT, answer, text_bytes, cache_share_ppm)
     if answer is None or not _is_whole(answer, ending):
         return _free(Code.TIMEOUT if ending is Ending.TIMEOUT else Code.UPSTREAM_TRUNCATED, stage)

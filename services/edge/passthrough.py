@@ -128,7 +128,7 @@ class StreamRelay:
         """Nothing came for a ping interval: keep the client, or give the upstream up."""
         assert self._x.channel is not None
         if self._clock.monotonic_s() - self._heard_s >= self._x.channel.idle_timeout_s:
-            return self._failed(Code.TIMEOUT, "the upstream fell silent")
+            return self._failed(Code.TIMEOUT, "the upstream fell silent", Ending.TIMEOUT)
         return self._scan.ping() if self._scan.at_boundary else b""
 
     def _ended(self, *, cut: bool) -> bytes:
@@ -138,7 +138,7 @@ class StreamRelay:
             raise StopIteration
         out = self._scan.close()
         if self._x.cut:
-            return out + self._failed(Code.INVALID_API_KEY, self._x.cut)
+            return out + self._failed(Code.INVALID_API_KEY, self._x.cut, Ending.REVOKED)
         if not cut and self._scan.complete_at_eof:
             self._over = True
             self._end()
@@ -147,11 +147,11 @@ class StreamRelay:
             return out
         return out + self._failed(Code.UPSTREAM_TRUNCATED, "the upstream ended its answer early")
 
-    def _failed(self, code: Code, message: str) -> bytes:
-        """Ends the request free, with an error frame in the dialect."""
+    def _failed(self, code: Code, message: str, ending: Ending = Ending.BROKEN) -> bytes:
+        """Ends the request with an error frame in the dialect: free, but for a revoked key that
+        was sent content."""
         self._over = True
         self._call.abort()
-        ending = Ending.TIMEOUT if code is Code.TIMEOUT else Ending.BROKEN
         self._recorder.end(self._x, ending, 200, message, code)
         return self._scan.render_error(code, message)
 

@@ -264,15 +264,50 @@ def test_a_revoked_key_stops_within_a_second(stack):
 
 
 def test_revocation_ends_running_streams(stack, dialect):
-    key = stack.new_key("slow-long")
-    reply = post(stack, dialect, key, stream=True)
-    next(reply.reads())
-    listed = json.loads(stack.cli("key", "list", "--json").stdout)
-    stack.cli("key", "revoke", [r["id"] for r in listed if r["key"].endswith(key[-4:])][-1])
+    """With the dialect's error for a key that is none; what was sent is due."""
+    account = stack.new_account()
+    key = stack.new_key("slow-long", account=account)
+    reply = post(stack, dialect, key, stream=True, text="sim:words 200")
+    reads = reply.reads()
+    got = b""
+    piece = {"anthropic": b"text_delta", "chat": b'"delta":{"content"', "responses": b"text.delta"}
+    while got.count(piece[dialect]) < 3:  # then the provider falls silent
+        got += next(reads)[1]
+    stack.revoke(key)
     began = time.monotonic()
-    rest = reply.body()
+    got += b"".join(data for _, data in reads)
+    assert time.monotonic() - began < 2.5  # 1 s, and some patience with a busy machine
+    assert STREAM_END[dialect] not in got or dialect == "chat"
+    frame = {
+        "anthropic": b'event: error\ndata: {"type":"error","error":{"type":"authentication_error"',
+        "chat": b'"code":"invalid_api_key"',
+        "responses": b'"status":"failed","error":{"code":"invalid_prompt"',
+    }[dialect]
+    assert got.count(frame) == 1, got
+    assert b"this API key was revoked" in got
+    row = stack.wait_for_row(reply.header("x-tollgate-request-id"), stack.new_key(account=account))
+    assert (row["outcome"], row["error_code"], row["estimated"]) == ("budget_cut", None, True)
+    assert 0 < row["cost_nano"] < 10**8
+    assert 0 < row["output_tokens"] < 50, "three pieces of 16 bytes, not 200 words"
+
+
+def test_revocation_of_a_key_ends_the_streams_of_its_sub_keys(stack):
+    account = stack.new_account()
+    catalog = stack._open_books().catalog
+    parent, _ = catalog.create_key(account, "parent", group="slow-long")
+    _, secret = catalog.create_key(account, "child", group="slow-long", parent_id=parent.id)
+    reply = post(stack, "anthropic", secret, stream=True)
+    reads = reply.reads()
+    got = b""
+    while got.count(b"content_block_delta") < 2:
+        got += next(reads)[1]
+    catalog.revoke_key(parent.id)
+    began = time.monotonic()
+    got += b"".join(data for _, data in reads)
     assert time.monotonic() - began < 2.5
-    assert STREAM_END[dialect] not in rest or dialect == "chat"
+    assert b'"authentication_error"' in got
+    row = stack.wait_for_row(reply.header("x-tollgate-request-id"), stack.new_key(account=account))
+    assert (row["outcome"], row["cost_nano"] > 0) == ("budget_cut", True)
 
 
 def test_an_answer_cut_in_the_middle_of_its_json_is_an_error_and_free(stack, dialect):

@@ -16,6 +16,11 @@ MODELS = {"anthropic": "claude-haiku-4-5", "chat": "gpt-4o", "responses": "gpt-4
 QUICK = {"idle_timeout_s": 1.5, "first_byte_timeout_s": 1.0, "total_timeout_s": 2.0}
 # A little more than the first slice of output at the models' prices.
 ONE_SLICE_USD = {"anthropic": "0.0115", "chat": "0.022", "responses": "0.022"}
+CONTENT = {
+    "anthropic": b"text_delta",
+    "chat": b'"delta":{"content"',
+    "responses": b"event: response.output_text.delta",
+}
 MODES = ("stream", "whole")
 
 
@@ -33,7 +38,8 @@ def channels(sim_url):
                     "models": [MODELS[dialect]],
                     "groups": [group],
                 }
-                if case.fault.startswith(("stall", "hang")) and not case.name.startswith("gone"):
+                patient = case.name.startswith(("gone", "revoked"))
+                if case.fault.startswith(("stall", "hang")) and not patient:
                     one |= QUICK
                 nowhere = {"base_url": f"http://127.0.0.1:{parts.free_port()}"}
                 if case.name == "failover":
@@ -61,9 +67,10 @@ def usd_of(case, dialect):
 
 
 def ask(program, case, mode, dialect):
-    """Sends one request and takes part in the case as its client; the key."""
-    key = program.new_key(f"{case.name}-{mode}", usd_of(case, dialect))
-    long = case.name in ("budget", "gone-after")
+    """Sends one request and takes part in the case as its client; a key of its account."""
+    account = program.new_account(usd_of(case, dialect))
+    key = program.new_key(f"{case.name}-{mode}", account=account)
+    long = case.name in ("budget", "gone-after") or (case.name, mode) == ("revoked", "stream")
     body = text_body(
         dialect,
         stream=mode == "stream",
@@ -80,6 +87,8 @@ def ask(program, case, mode, dialect):
         if case.name == "gone-before":
             time.sleep(0.3)
             return key
+        if case.name.startswith("revoked"):
+            return revoke(program, sock, key, account, CONTENT[dialect] if long else b"")
         try:
             reply = Reply(sock)
             for count, _ in enumerate(reply.reads()):
@@ -90,13 +99,35 @@ def ask(program, case, mode, dialect):
     return key
 
 
+def revoke(program, sock, key, account, content):
+    """Takes the key away once the request holds money and, of a stream, `content` has come; reads
+    the answer to its end."""
+    other = program.new_key(account=account)
+    deadline = time.monotonic() + 10
+    while program.get("/v1/balance", other)["available_usd"] == 1:
+        assert time.monotonic() < deadline, "no hold"
+        time.sleep(0.05)
+    if not content:
+        program.revoke(key)
+        Reply(sock).body()
+        return other
+    reads = Reply(sock).reads()
+    got = b""
+    while got.count(content) < 3:
+        got += next(reads)[1]
+    program.revoke(key)
+    for _ in reads:
+        pass
+    return other
+
+
 def check(program, case, mode, dialect, key):
     wanted = getattr(case, mode)
     row = program.wait_for_rows(1, key, timeout_s=40)[0]
     where = (case.name, mode, dialect, row)
     assert (row["outcome"], row["error_code"] or "") == wanted, where
     assert (row["cost_nano"] > 0) == (wanted[0] in BILLED), where
-    if case.name in ("no-usage", "gone-after", "budget"):
+    if case.name in ("no-usage", "gone-after", "budget") or wanted[0] == "budget_cut":
         assert row["estimated"], where
     spent = program.get("/v1/balance", key)["lifetime_spent_usd"]
     deadline = time.monotonic() + 10

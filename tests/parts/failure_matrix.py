@@ -196,6 +196,22 @@ CASES = (
         fault="slow-3",
     ),
     Case(
+        "revoked-before",
+        "upstream",
+        "the key is revoked before the first content",
+        stream=failed("invalid_api_key"),
+        whole=None,
+        fault="stall-first",
+    ),
+    Case(
+        "revoked",
+        "stream",
+        "the key is revoked after the first content",
+        stream=("budget_cut", ""),
+        whole=DONE,
+        fault="stall-4",
+    ),
+    Case(
         "crash-request",
         "gateway",
         "kill -9 before the upstream call",

@@ -24,6 +24,7 @@ import pytest
 
 from services.backends import settings
 from services.cli import bootstrap
+from services.core.keys import sha256_hex
 from services.core.money import parse_usd
 from tests.parts.postgres import postgres_url
 from tests.parts.sim import Sim
@@ -248,6 +249,13 @@ class Stack:
         if usd != "0":
             books.wallets.move(account.id, "topup", parse_usd(usd), "", "test")
         return account.id
+
+    def revoke(self, secret: str) -> None:
+        """As `tollgate key revoke` does."""
+        catalog = self._open_books().catalog
+        key = catalog.key_by_sha256(sha256_hex(secret))
+        assert key is not None
+        catalog.revoke_key(key.id)
 
     def _open_books(self) -> bootstrap.Books:
         if self._books is None:
