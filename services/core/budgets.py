@@ -17,7 +17,10 @@ KINDS: Final = ("wallet", "key_quota", "member_quota", "member_model", *WINDOWS_
 
 class LimitState(msgspec.Struct, frozen=True, kw_only=True):
     """One limit row as the database has it. `limit_nano` None: unlimited. `pending_nano` is the
-    part of `leased_nano` that is held or spent by requests, the rest lies idle in leases."""
+    part of `leased_nano` that is held or spent by requests, the rest lies idle in leases.
+
+    Of a rolling window `settled_nano` is what counts now, and `returns` tells when how much of it
+    counts no more: (microseconds, nano), ascending."""
 
     limit_id: str
     kind: str  # one of KINDS
@@ -25,11 +28,17 @@ class LimitState(msgspec.Struct, frozen=True, kw_only=True):
     settled_nano: int
     leased_nano: int
     pending_nano: int = 0
+    returns: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def is_window(self) -> bool:
+        return self.kind in WINDOWS_US
 
 
 class LimitFailure(msgspec.Struct, frozen=True, kw_only=True):
     """A limit that a grant does not fit. `only_leased`: it would fit if the money that is out in
-    leases came back, so waiting can help."""
+    leases came back, so waiting can help. `fits_at`: when a window has room for it if nothing else
+    is spent (microseconds; for more than its limit, when it is empty), None for no window."""
 
     limit_id: str
     kind: str
@@ -38,6 +47,7 @@ class LimitFailure(msgspec.Struct, frozen=True, kw_only=True):
     leased_nano: int
     missing_nano: int
     only_leased: bool
+    fits_at: int | None = None
 
 
 class Shortfall(Exception):
@@ -61,6 +71,15 @@ def headroom_nano(state: LimitState) -> int | None:
     return state.limit_nano - state.settled_nano - state.leased_nano
 
 
+def fits_at(state: LimitState, missing_nano: int) -> int | None:
+    """When the window gets `missing_nano` back; None when nothing that it knows of comes back."""
+    for at, nano in state.returns:
+        missing_nano -= nano
+        if missing_nano <= 0:
+            return at
+    return state.returns[-1][0] if state.returns else None
+
+
 def shortfall(states: Sequence[LimitState], need_nano: int) -> list[LimitFailure]:
     """Every limit of `states` that a grant of `need_nano` does not fit, in their order."""
     failing: list[LimitFailure] = []
@@ -77,6 +96,7 @@ def shortfall(states: Sequence[LimitState], need_nano: int) -> list[LimitFailure
                 leased_nano=state.leased_nano,
                 missing_nano=need_nano - room_nano,
                 only_leased=need_nano <= state.limit_nano - state.settled_nano,
+                fits_at=fits_at(state, need_nano - room_nano),
             )
         )
     return failing

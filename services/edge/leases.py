@@ -19,7 +19,12 @@ from services.backends.clock import Clock
 from services.backends.outbox import Sealed
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.engine import DatabaseUnavailable
-from services.backends.sql.lease_records import IncarnationNotOpen, KeyNotActive, LeaseReport
+from services.backends.sql.lease_records import (
+    ClockOff,
+    IncarnationNotOpen,
+    KeyNotActive,
+    LeaseReport,
+)
 from services.core.budgets import LimitFailure, LimitState, Shortfall
 from services.core.catalog import Key
 from services.core.errors import Refusal
@@ -385,6 +390,9 @@ class LeaseBook:
         except KeyNotActive as ex:
             self._counters.add(_GRANTS, "refused")
             raise Refusal(Code.INVALID_API_KEY, "this API key may not be used any more") from ex
+        except ClockOff as ex:
+            self._counters.add(_GRANTS, "refused")
+            raise Refusal(Code.UNAVAILABLE, str(ex)) from ex
         except IncarnationNotOpen as ex:
             raise Sealed(self._incarnation) from ex
         except DatabaseUnavailable as ex:

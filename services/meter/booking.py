@@ -175,7 +175,7 @@ def _lease_id(entry: Entry) -> str:
 def _charge(entry: Entry) -> Charge:
     assert entry.event is not None
     charged_nano = entry.event.charged_nano if isinstance(entry.event, Usage) else 0
-    return Charge(entry.event.lease_id, charged_nano)
+    return Charge(entry.event.lease_id, charged_nano, occurred_at=entry.event.occurred_at)
 
 
 def _end(entry: Entry) -> LeaseEnd:

@@ -7,24 +7,12 @@ leases by id, limits by id.
 """
 
 from collections.abc import Sequence
-from typing import Any, Final
 
 import msgspec
-from sqlalchemy import (
-    BigInteger,
-    Connection,
-    Engine,
-    Row,
-    Text,
-    bindparam,
-    insert,
-    or_,
-    select,
-    update,
-)
-from sqlalchemy.types import TypeEngine
+from sqlalchemy import Connection, Engine, select, update
 
-from services.backends.sql.bulk import insert_new, rows_as_table
+from services.backends.clock import Clock, SystemClock
+from services.backends.sql.bulk import insert_new
 from services.backends.sql.engine import now_us, read, write
 from services.backends.sql.lease_reads import (
     limit_rows,
@@ -34,6 +22,7 @@ from services.backends.sql.lease_reads import (
 )
 from services.backends.sql.lease_records import (
     Charge,
+    ClockOff,
     Granted,
     GrantOutOfOrder,
     IncarnationNotOpen,
@@ -44,13 +33,31 @@ from services.backends.sql.lease_records import (
     SettleRefused,
     SyncReply,
 )
+from services.backends.sql.lease_writes import (
+    GIVE,
+    GROW,
+    REPORT,
+    RESERVE,
+    STATE,
+    TAKE,
+    Owner,
+    active_key,
+    ids_of,
+    insert_lease,
+    lease_of,
+    limit_ids_of,
+    mark_recall,
+    move_limits,
+)
 from services.backends.sql.settlement import Tally
-from services.backends.sql.tables import account, api_key, incarnation, lease, limit_row
+from services.backends.sql.tables import incarnation, lease
 from services.core.budgets import LimitFailure, LimitState, Shortfall, grant_nano
+from services.core.windows import SLACK_US
 
 __all__ = [
     "Budgets",
     "Charge",
+    "ClockOff",
     "GrantOutOfOrder",
     "Granted",
     "IncarnationNotOpen",
@@ -65,19 +72,14 @@ __all__ = [
     "SyncReply",
 ]
 
-_MOVES: Final[dict[str, TypeEngine[Any]]] = {
-    "id": Text(),
-    "settled": BigInteger(),
-    "leased": BigInteger(),
-}
-
 
 class Budgets:
     """Grants, give-backs and settlement. Every method may raise DatabaseUnavailable, after which
     the same call with the same numbers is safe to repeat."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, clock: Clock | None = None) -> None:
         self._engine = engine
+        self._clock = clock or SystemClock()
 
     # -- incarnations -----------------------------------------------------------------------
 
@@ -142,18 +144,20 @@ class Budgets:
         key_id: str,
         need_nano: int,
         want_nano: int,
+        model: str = "",
     ) -> Granted:
-        """Takes between `need_nano` and `want_nano` from every limit of the key at once; near a
-        limit at most half of what is left, unless the need is more.
+        """Takes between `need_nano` and `want_nano` from every limit of the key at once, and from
+        the cap of `model` when one is named; near a limit at most half of what is left, unless
+        the need is more.
 
         Idempotent by (lease_id, grant_no), numbers dense from 1; the first makes the lease.
-        Raises Shortfall (recall marks set when waiting may help), KeyNotActive,
+        Raises Shortfall (recall marks set when waiting may help), KeyNotActive, ClockOff,
         IncarnationNotOpen, LeaseNotOpen, GrantOutOfOrder."""
-
+        owner = Owner(incarnation_id, key_id, model)
         answer = write(
             self._engine,
-            lambda connection: self.grant_in(
-                connection, lease_id, grant_no, incarnation_id, key_id, need_nano, want_nano
+            lambda connection: self._grant(
+                connection, lease_id, grant_no, owner, need_nano, want_nano
             ),
         )
         if isinstance(answer, Shortfall):
@@ -169,20 +173,32 @@ class Budgets:
         key_id: str,
         need_nano: int,
         want_nano: int,
+        model: str = "",
     ) -> Granted | Shortfall:
         """`grant` in the caller's transaction. A Shortfall is returned, so that the recall marks
         can be committed."""
-        _require_open(connection, incarnation_id)
-        key = _active_key(connection, key_id)
-        held = _lease_of(connection, lease_id, incarnation_id, key_id, lock=True)
-        limit_ids = sorted({key.quota_limit_id, key.wallet_limit_id})
+        owner = Owner(incarnation_id, key_id, model)
+        return self._grant(connection, lease_id, grant_no, owner, need_nano, want_nano)
+
+    def _grant(
+        self,
+        connection: Connection,
+        lease_id: str,
+        grant_no: int,
+        owner: Owner,
+        need_nano: int,
+        want_nano: int,
+    ) -> Granted | Shortfall:
+        self._require_open(connection, owner.incarnation_id)
+        key = active_key(connection, owner)
+        held = lease_of(connection, lease_id, owner, lock=True)
+        limit_ids = limit_ids_of(key)
         rows = limit_rows(connection, limit_ids, lock=True)
         if held is None:
             # The same first grant, sent twice, may have committed while the limits were
             # waited for.
-            held = _lease_of(connection, lease_id, incarnation_id, key_id, lock=False)
-        pending = pending_of_account(connection, key.account_id)
-        states = limit_states(rows, pending)
+            held = lease_of(connection, lease_id, owner, lock=False)
+        states = limit_states(rows, pending_of_account(connection, key.account_id))
         if held is not None and held.grant_no == grant_no:
             return Granted(held.grant_nano, held.amount_nano, states)
         if grant_no != (held.grant_no if held else 0) + 1:
@@ -190,20 +206,33 @@ class Budgets:
         try:
             amount_nano = grant_nano(states, need_nano, want_nano)
         except Shortfall as ex:
-            _mark_recall(connection, ex)
+            mark_recall(connection, ex)
             return ex
-        connection.execute(_TAKE, {"limits": limit_ids, "nano": amount_nano})
+        connection.execute(TAKE, {"limits": limit_ids, "nano": amount_nano})
         if held is None:
-            _insert_lease(connection, lease_id, incarnation_id, key, limit_ids, amount_nano)
+            insert_lease(connection, lease_id, owner, key, limit_ids, amount_nano)
         else:
             grown = {"lease": lease_id, "number": grant_no, "nano": amount_nano}
-            connection.execute(_GROW, grown)
+            connection.execute(GROW, grown)
         total_nano = amount_nano + (held.amount_nano if held else 0)
         return Granted(amount_nano, total_nano, [_leased(state, amount_nano) for state in states])
 
     def reserve_in(self, connection: Connection, lease_id: str) -> None:
         """In the caller's transaction: all of a lease is held by one request."""
-        connection.execute(_RESERVE, {"lease": lease_id})
+        connection.execute(RESERVE, {"lease": lease_id})
+
+    def _require_open(self, connection: Connection, incarnation_id: str) -> None:
+        """Raises IncarnationNotOpen, ClockOff."""
+        before_us = self._clock.now_us()
+        row = connection.execute(STATE, {"incarnation": incarnation_id}).one_or_none()
+        after_us = self._clock.now_us()
+        if row is None or row.state != "open":
+            raise IncarnationNotOpen(f"{incarnation_id}: {row.state if row else 'unknown'}")
+        # The database read its clock between our two readings.
+        if before_us - row.now > SLACK_US:
+            raise ClockOff(before_us - row.now)
+        if row.now - after_us > SLACK_US:
+            raise ClockOff(after_us - row.now)
 
     def give_back(self, lease_id: str, amount_nano: int, give_no: int) -> bool:
         """Returns money of an open lease that is neither spent nor reserved. The caller lowers its
@@ -212,10 +241,10 @@ class Budgets:
 
         def attempt(connection: Connection) -> bool:
             given = {"lease": lease_id, "number": give_no, "nano": amount_nano}
-            row = connection.execute(_GIVE, given).one_or_none()
+            row = connection.execute(GIVE, given).one_or_none()
             if row is not None:
-                returned = dict.fromkeys(_ids(row.limit_ids), (0, -amount_nano))
-                _move_limits(connection, returned)
+                returned = dict.fromkeys(ids_of(row.limit_ids), (0, -amount_nano))
+                move_limits(connection, returned)
                 return True
             done = select(lease.c.give_no).where(lease.c.id == lease_id)
             return connection.execute(done).scalar_one_or_none() == give_no
@@ -232,7 +261,7 @@ class Budgets:
 
         def attempt(connection: Connection) -> SyncReply:
             connection.execute(
-                _REPORT,
+                REPORT,
                 [
                     {
                         "lease": each.lease_id,
@@ -261,7 +290,7 @@ class Budgets:
         if refusal is not None:
             raise refusal
         tally.write_leases(connection)
-        _move_limits(connection, tally.limit_moves())
+        move_limits(connection, tally.limit_moves(), tally.spends)
 
     def end_leases(self, connection: Connection, lease_ids: Sequence[str]) -> int:
         """Ends leases as they stand, whatever events are missing, and returns what they have left
@@ -271,161 +300,16 @@ class Budgets:
         moves: dict[str, tuple[int, int]] = {}
         for row in rows:
             left_nano = row.amount_nano - row.consumed_nano
-            for limit_id in _ids(row.limit_ids):
+            for limit_id in ids_of(row.limit_ids):
                 moves[limit_id] = (0, moves.get(limit_id, (0, 0))[1] - left_nano)
         connection.execute(
             update(lease)
             .where(lease.c.id.in_([row.id for row in rows]))
             .values(state="closed", events_total=lease.c.events_applied, closed_at=now_us())
         )
-        _move_limits(connection, moves)
+        move_limits(connection, moves)
         return sum(row.amount_nano - row.consumed_nano for row in rows)
-
-
-def _ids(text: str) -> list[str]:
-    return msgspec.json.decode(text, type=list[str])
-
-
-# Built once: building a statement costs as much time as running it.
-_STATE: Final = (
-    select(incarnation.c.state)
-    .where(incarnation.c.id == bindparam("incarnation"))
-    .with_for_update(read=True)
-)
-_KEY: Final = (
-    select(
-        api_key.c.id,
-        api_key.c.account_id,
-        api_key.c.quota_limit_id,
-        account.c.wallet_limit_id,
-        (
-            (api_key.c.status == "active")
-            & (account.c.status == "active")
-            & or_(api_key.c.expires_at.is_(None), api_key.c.expires_at > now_us())
-        ).label("live"),
-    )
-    .join(account, account.c.id == api_key.c.account_id)
-    .where(api_key.c.id == bindparam("key"))
-    .with_for_update(read=True, of=api_key)
-)
-_LEASE: Final = select(lease).where(lease.c.id == bindparam("lease"))
-_LEASE_LOCKED: Final = _LEASE.with_for_update()
-_NEW_LEASE: Final = insert(lease).values(opened_at=now_us())
-_GROW: Final = (
-    update(lease)
-    .where(lease.c.id == bindparam("lease"))
-    .values(
-        amount_nano=lease.c.amount_nano + bindparam("nano"),
-        grant_no=bindparam("number"),
-        grant_nano=bindparam("nano"),
-    )
-)
-_TAKE: Final = (
-    update(limit_row)
-    .where(limit_row.c.id.in_(bindparam("limits", expanding=True)))
-    .values(leased_nano=limit_row.c.leased_nano + bindparam("nano"))
-)
-_GIVE: Final = (
-    update(lease)
-    .where(
-        lease.c.id == bindparam("lease"),
-        lease.c.state == "open",
-        lease.c.give_no == bindparam("number") - 1,
-        lease.c.amount_nano - lease.c.consumed_nano >= bindparam("nano"),
-    )
-    .values(amount_nano=lease.c.amount_nano - bindparam("nano"), give_no=bindparam("number"))
-    .returning(lease.c.limit_ids)
-)
-_REPORT: Final = (
-    update(lease)
-    .where(lease.c.id == bindparam("lease"), lease.c.incarnation_id == bindparam("incarnation"))
-    .values(reserved_nano=bindparam("reserved"), spent_nano=bindparam("spent"))
-)
-_RESERVE: Final = (
-    update(lease)
-    .where(lease.c.id == bindparam("lease"))
-    .values(reserved_nano=lease.c.amount_nano - lease.c.consumed_nano)
-)
-
-
-def _require_open(connection: Connection, incarnation_id: str) -> None:
-    state = connection.execute(_STATE, {"incarnation": incarnation_id}).scalar_one_or_none()
-    if state != "open":
-        raise IncarnationNotOpen(f"{incarnation_id}: {state or 'unknown'}")
-
-
-def _active_key(connection: Connection, key_id: str) -> Row[Any]:
-    row = connection.execute(_KEY, {"key": key_id}).one_or_none()
-    if row is None or not row.live:
-        raise KeyNotActive(key_id)
-    return row
-
-
-def _lease_of(
-    connection: Connection, lease_id: str, incarnation_id: str, key_id: str, *, lock: bool
-) -> Row[Any] | None:
-    query = _LEASE_LOCKED if lock else _LEASE
-    row = connection.execute(query, {"lease": lease_id}).one_or_none()
-    if row is not None and (
-        row.state != "open" or row.incarnation_id != incarnation_id or row.key_id != key_id
-    ):
-        raise LeaseNotOpen(lease_id)
-    return row
 
 
 def _leased(state: LimitState, amount_nano: int) -> LimitState:
     return msgspec.structs.replace(state, leased_nano=state.leased_nano + amount_nano)
-
-
-def _mark_recall(connection: Connection, shortfall: Shortfall) -> None:
-    if shortfall.only_leased:
-        connection.execute(
-            update(limit_row)
-            .where(limit_row.c.id.in_([each.limit_id for each in shortfall.failing]))
-            .values(recall_at=now_us())
-        )
-
-
-def _insert_lease(
-    connection: Connection,
-    lease_id: str,
-    incarnation_id: str,
-    key: Row[Any],
-    limit_ids: Sequence[str],
-    amount_nano: int,
-) -> None:
-    row = {
-        "id": lease_id,
-        "incarnation_id": incarnation_id,
-        "account_id": key.account_id,
-        "key_id": key.id,
-        "limit_ids": msgspec.json.encode(limit_ids).decode(),
-        "amount_nano": amount_nano,
-        "consumed_nano": 0,
-        "reserved_nano": 0,
-        "spent_nano": 0,
-        "events_applied": 0,
-        "grant_no": 1,
-        "grant_nano": amount_nano,
-        "give_no": 0,
-        "state": "open",
-    }
-    connection.execute(_NEW_LEASE, row)
-
-
-def _move_limits(connection: Connection, moves: dict[str, tuple[int, int]]) -> None:
-    """Adds (settled, leased) nano to each limit, locked in id order."""
-    changed = {limit_id: move for limit_id, move in moves.items() if move != (0, 0)}
-    if not changed:
-        return
-    limit_rows(connection, changed, lock=True)
-    rows = [(limit_id, *move) for limit_id, move in changed.items()]
-    add = rows_as_table(connection, "add", _MOVES, rows)
-    connection.execute(
-        update(limit_row)
-        .where(limit_row.c.id == add.c.id)
-        .values(
-            settled_nano=limit_row.c.settled_nano + add.c.settled,
-            leased_nano=limit_row.c.leased_nano + add.c.leased,
-        )
-    )

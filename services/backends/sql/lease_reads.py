@@ -21,6 +21,7 @@ from services.backends.sql.bulk import ids_table, ids_value
 from services.backends.sql.engine import now_us
 from services.backends.sql.lease_records import SyncReply
 from services.backends.sql.tables import incarnation, lease, limit_row
+from services.core import windows
 from services.core.budgets import LimitState
 
 RECALL_US: Final = 2_000_000  # how long a recall mark stands: as long as a request may wait
@@ -31,17 +32,24 @@ LIVE: Final = lease.c.state != "closed"
 def limit_states(rows: Iterable[Row[Any]], pending: dict[str, int]) -> list[LimitState]:
     """The states of limit rows; `pending` is nano by limit id, over the live leases of every
     worker, the asking one's too."""
-    return [
-        LimitState(
-            limit_id=row.id,
-            kind=row.kind,
-            limit_nano=row.limit_nano,
-            settled_nano=row.settled_nano,
-            leased_nano=row.leased_nano,
-            pending_nano=pending.get(row.id, 0),
-        )
-        for row in rows
-    ]
+    return [_limit_state(row, pending.get(row.id, 0)) for row in rows]
+
+
+def _limit_state(row: Row[Any], pending_nano: int) -> LimitState:
+    settled_nano = row.settled_nano
+    returns: tuple[tuple[int, int], ...] = ()
+    if row.window_us is not None:
+        returns = windows.returns(windows.decode(row.buckets), row.window_us, row.now)
+        settled_nano = sum(nano for _, nano in returns)
+    return LimitState(
+        limit_id=row.id,
+        kind=row.kind,
+        limit_nano=row.limit_nano,
+        settled_nano=settled_nano,
+        leased_nano=row.leased_nano,
+        pending_nano=pending_nano,
+        returns=returns,
+    )
 
 
 def _pending(accounts: ColumnElement[bool]) -> Select[Any]:
@@ -67,7 +75,11 @@ _PENDING_OF_MINE: Final = _pending(lease.c.account_id.in_(select(lease.c.account
 @functools.cache
 def _limits(dialect: str, *, lock: bool) -> Select[Any]:
     query = (
-        select(limit_row, (limit_row.c.recall_at > now_us() - RECALL_US).label("recalled"))
+        select(
+            limit_row,
+            (limit_row.c.recall_at > now_us() - RECALL_US).label("recalled"),
+            now_us().label("now"),
+        )
         .where(limit_row.c.id.in_(select(ids_table(dialect).c.id)))
         .order_by(limit_row.c.id)
     )
@@ -77,7 +89,8 @@ def _limits(dialect: str, *, lock: bool) -> Select[Any]:
 def limit_rows(
     connection: Connection, limit_ids: Iterable[str], *, lock: bool = False
 ) -> Sequence[Row[Any]]:
-    """The rows of `limit_ids` in id order, `recalled` telling whether a recall mark stands."""
+    """The rows of `limit_ids` in id order, `recalled` telling whether a recall mark stands, `now`
+    the database's time. Of rows that were waited for, `now` may be from before the wait."""
     dialect = connection.dialect.name
     query = _limits(dialect, lock=lock)
     return connection.execute(query, {"ids": ids_value(dialect, limit_ids)}).all()

@@ -24,6 +24,15 @@ class IncarnationNotOpen(Exception):
     """The incarnation is unknown, closing, closed or lost: it must cut its streams and exit."""
 
 
+class ClockOff(Exception):
+    """The worker's clock and the database's are more than a second apart: it gets no grant, for
+    its spend would count at the wrong time."""
+
+    def __init__(self, off_us: int) -> None:
+        super().__init__(f"this worker's clock is {off_us / 1e6:+.1f} s off the database's")
+        self.off_us = off_us
+
+
 class LeaseNotOpen(Exception):
     """The lease has ended, or is another's: open a new one."""
 
@@ -50,11 +59,13 @@ class SyncReply(msgspec.Struct, frozen=True):
 
 
 class Charge(NamedTuple):
-    """One or more events of a lease to settle. `lease_id` may be empty when nothing is charged."""
+    """One or more events of a lease to settle. `lease_id` may be empty when nothing is charged;
+    `occurred_at` None: now."""
 
     lease_id: str
     charged_nano: int
     events: int = 1
+    occurred_at: int | None = None
 
 
 class LeaseEnd(NamedTuple):

@@ -11,6 +11,7 @@ from services.backends.sql.bulk import rows_as_table
 from services.backends.sql.engine import now_us
 from services.backends.sql.lease_records import Charge, LeaseEnd, SettleRefused
 from services.backends.sql.tables import lease
+from services.core.windows import counted_at
 
 _FIGURES: Final[dict[str, TypeEngine[Any]]] = {
     "id": Text(),
@@ -28,6 +29,8 @@ class _Lease(msgspec.Struct):
     events_applied: int
     events_total: int | None
     state: str
+    opened_at: int
+    spends: list[tuple[int | None, int]] = []  # (occurred at, nano)
 
     @property
     def complete(self) -> bool:
@@ -77,6 +80,8 @@ class Tally:
             return "lease_events"
         book.left_nano -= charge.charged_nano
         book.charged_nano += charge.charged_nano
+        if charge.charged_nano:
+            book.spends.append((charge.occurred_at, charge.charged_nano))
         book.events_applied += charge.events
         return None
 
@@ -132,6 +137,15 @@ class Tally:
                 )
         return moves
 
+    def spends(self, limit_id: str, now_us: int) -> list[tuple[int, int]]:
+        """(counted at, nano) of every charge that touches the limit."""
+        return [
+            (counted_at(now_us if at is None else at, book.opened_at, now_us), nano)
+            for book in self._leases.values()
+            if limit_id in book.limit_ids
+            for at, nano in book.spends
+        ]
+
 
 def _locked(connection: Connection, lease_ids: set[str]) -> dict[str, _Lease]:
     if not lease_ids:
@@ -151,6 +165,7 @@ def _locked(connection: Connection, lease_ids: set[str]) -> dict[str, _Lease]:
             events_applied=row.events_applied,
             events_total=row.events_total,
             state=row.state,
+            opened_at=row.opened_at,
         )
         for row in rows
     }
