@@ -23,7 +23,8 @@ from services.core.holds import (
 from services.core.outcomes import BYTES_PER_TOKEN
 from services.core.rating import Unpriced, rate
 from services.edge.exchange import Exchange
-from services.edge.leases import LeaseBook, Reservation
+from services.edge.lease import Reservation
+from services.edge.leases import LeaseBook
 
 K = TypeVar("K")
 V = TypeVar("V")

@@ -10,7 +10,7 @@ from services.core.holds import Bound
 from services.core.money import credits_up
 from services.core.outcomes import Answer
 from services.core.prices import ModelPrice
-from services.edge.leases import Reservation
+from services.edge.lease import Reservation
 from services.edge.snapshot import View
 from services.edge.upstream import Call
 from services.edge.watch import ClientWatch

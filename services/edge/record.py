@@ -22,7 +22,8 @@ from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
 from services.edge.exchange import Exchange
 from services.edge.journal import Journal
-from services.edge.leases import Lease, LeaseBook, Reservation
+from services.edge.lease import Lease, Reservation
+from services.edge.leases import LeaseBook
 
 log = telemetry.get_logger()
 

@@ -15,7 +15,7 @@ from services.core.addresses import Networks, client_text
 from services.core.catalog import Account, Channel, Key, Snapshot
 from services.core.errors import Refusal
 from services.core.routing import ModelIndex
-from services.edge.leases import Threads
+from services.edge.threads import Threads
 from services.edge.upstream import Target
 
 UNKNOWN_KEYS_MAX: Final = 10_000

@@ -20,9 +20,10 @@ from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
 from services.edge.exchange import Exchange
-from services.edge.leases import LeaseBook, Threads
+from services.edge.leases import LeaseBook
 from services.edge.record import Recorder
 from services.edge.snapshot import Snapshots, View
+from services.edge.threads import Threads
 
 log = telemetry.get_logger()
 
@@ -154,9 +155,11 @@ class Worker:
         """What the key may still spend: the least over its limits, from the freshest numbers
         this worker has; a limit that none of its leases touches is read, at most once a second.
         While it cannot be read the last figures stand."""
-        unknown = self.leases.unknown(key.limit_ids)
+        unknown = self.leases.figures.unknown(key.limit_ids)
         if unknown:
             with contextlib.suppress(DatabaseUnavailable):
-                self.leases.learn(self.threads.apply(self.accounts.limit_states, (unknown,)))
-        known = [self.leases.remaining_nano(limit) for limit in key.limit_ids]
+                self.leases.figures.learn(
+                    self.threads.apply(self.accounts.limit_states, (unknown,))
+                )
+        known = [self.leases.figures.remaining_nano(limit) for limit in key.limit_ids]
         return min((nano for nano in known if nano is not None), default=0)

@@ -174,11 +174,11 @@ def test_the_headers_number_counts_holds_and_unsettled_spend(world, desk):
     held = desk.book.reserve(desk.key, USD)
     desk.book.poll()
     limits = desk.key.limit_ids
-    assert [desk.book.remaining_nano(limit) for limit in limits] == [
-        state.limit_nano - USD for state in map(desk.book.limits.get, limits)
+    assert [desk.book.figures.remaining_nano(limit) for limit in limits] == [
+        state.limit_nano - USD for state in map(desk.book.figures.get, limits)
     ]
     desk.book.settle(held, USD // 2)  # not reported yet, counted all the same
-    assert min(desk.book.remaining_nano(limit) for limit in limits) == 8 * USD - USD // 2
+    assert min(desk.book.figures.remaining_nano(limit) for limit in limits) == 8 * USD - USD // 2
 
 
 def test_a_free_request_has_a_lease_that_the_centre_knows(world, desk):
