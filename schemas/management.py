@@ -13,7 +13,7 @@ from msgspec import UNSET, UnsetType
 KEYS_IN_LIST_MAX: Final = 200  # `page_size`
 
 # Without control characters: a name is one line everywhere, and no database takes a NUL.
-_LINE: Final = r"^[^\x00-\x1f\x7f]*$"
+_LINE: Final = r"^[^\x00-\x1f\x7f]*\Z"
 Label: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=_LINE)]
 Id: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=128, pattern=_LINE)]
 Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=1000, pattern=_LINE)]

@@ -15,6 +15,8 @@ from services.core.errors import Refusal
 from services.core.ids import uuid7_text
 from services.edge.forward import ForwardResource
 from services.edge.headers import accounting
+from services.edge.manage.desk import Desk
+from services.edge.manage.routes import add_routes
 from services.edge.refuse import render, render_google
 from services.edge.resources.account import (
     AccountResource,
@@ -63,8 +65,8 @@ class PathPrefix:
         return body
 
 
-def create_routes(worker: Worker) -> falcon.App:
-    """The falcon app over one worker's dependencies."""
+def create_routes(worker: Worker, desk: Desk) -> falcon.App:
+    """The falcon app over one worker's dependencies; `desk` is the management's."""
     app = falcon.App()
     app.req_options.strip_url_path_trailing_slash = True
     app.req_options.keep_blank_qs_values = True
@@ -81,6 +83,7 @@ def create_routes(worker: Worker) -> falcon.App:
     app.add_route("/v1/receipts/keys", ReceiptKeysResource(worker))
     for path in ("/v1/usage", "/api/v1/usage", "/api/v1/me/usage", "/v1/receipts/{request_id}"):
         app.add_route(path, ForwardResource(worker, path))
+    add_routes(app, worker, desk)
     app.add_route("/", RootResource())
     app.add_route("/healthz", LiveResource())
     app.add_route("/readyz", ReadyResource(worker))

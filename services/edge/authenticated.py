@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import falcon
 import orjson
 
+from schemas.errors import Code
+from services.backends import telemetry
+from services.backends.sql.engine import DatabaseUnavailable
 from services.core.catalog import Key
 from services.core.dialects import DIALECTS
 from services.core.errors import Refusal
@@ -15,6 +18,8 @@ from services.edge.headers import accounting, client_headers
 from services.edge.refuse import render
 from services.edge.snapshot import View
 from services.edge.worker import Worker
+
+log = telemetry.get_logger()
 
 
 class Caller(NamedTuple):
@@ -39,23 +44,39 @@ class Authenticated:
         answer: Callable[[Caller], Any],
         dialect: str = "chat",
     ) -> None:
-        """Sends what `answer` returns as JSON; None says that it filled `resp` itself. A Refusal
-        goes out in the shape of `dialect`."""
+        """Sends what `answer` returns as `fill` does."""
         worker = self._worker
         request_id = uuid7_text()
         headers = client_headers(req.env)
-        key = None
-        try:
+        key: Key | None = None
+
+        def authenticated() -> Any:
+            nonlocal key
             view, key = authenticate(
                 worker.snapshots, req.env, headers, req.params, worker.clock.now_us()
             )
-            body = answer(Caller(request_id, headers, view, key))
-            if body is not None:
-                resp.data = orjson.dumps(body)
-            resp.content_type = resp.content_type or "application/json"
-        except Refusal as ex:
-            render(resp, DIALECTS[dialect], ex, request_id)
+            return answer(Caller(request_id, headers, view, key))
+
+        fill(resp, authenticated, request_id, dialect)
         remaining_nano = worker.remaining_nano(key) if key is not None else 0
         resp.set_headers(
             accounting(remaining_nano=remaining_nano, estimate_credits=0, request_id=request_id)
         )
+
+
+def fill(
+    resp: falcon.Response, answer: Callable[[], Any], request_id: str, dialect: str = "chat"
+) -> None:
+    """What `answer` returns, as JSON; None says that it filled `resp` itself. A Refusal goes out
+    in the shape of `dialect`."""
+    try:
+        body = answer()
+        if body is not None:
+            resp.data = orjson.dumps(body)
+        resp.content_type = resp.content_type or "application/json"
+    except Refusal as ex:
+        render(resp, DIALECTS[dialect], ex, request_id)
+    except DatabaseUnavailable as ex:
+        log.warning("database_unavailable", reason=str(ex), request_id=request_id)
+        refusal = Refusal(Code.UNAVAILABLE, "the database cannot be asked now; try again shortly")
+        render(resp, DIALECTS[dialect], refusal, request_id)

@@ -5,13 +5,15 @@ watchers must not be shared with another process."""
 
 import socket
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, Final, TypeVar, cast
 
 from gevent import monkey
 from gevent.threadpool import ThreadPool
 
 from schemas.config import Config
-from services.backends import telemetry
+from services.backends import bonus_ladder, telemetry
+from services.backends.admin_key import AdminKey
 from services.backends.clock import SystemClock
 from services.backends.outbox import Outbox, OutboxFailed
 from services.backends.query_client import QueryClient
@@ -19,7 +21,9 @@ from services.backends.settings import load_secret, under
 from services.backends.sql.accounts import Accounts
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog
+from services.backends.sql.catalog_readers import CatalogReaders
 from services.backends.sql.engine import open_engine
+from services.backends.sql.wallets import Wallets
 from services.core.addresses import networks
 from services.edge.app import PathPrefix, create_routes
 from services.edge.attempts import Upstreams
@@ -27,6 +31,7 @@ from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
 from services.edge.journal import Journal
 from services.edge.leases import LeaseBook
+from services.edge.manage.desk import Desk
 from services.edge.record import Recorder, new_incarnation
 from services.edge.snapshot import Snapshots
 from services.edge.upstream import UpstreamPool
@@ -68,10 +73,10 @@ def _outcome(fn: Callable[..., T], args: tuple[Any, ...]) -> tuple[T | None, Exc
 class EdgeApp:
     """The WSGI callable, with the two methods that the server calls when it stops."""
 
-    def __init__(self, worker: Worker, sync: ThreadPool) -> None:
+    def __init__(self, worker: Worker, desk: Desk, sync: ThreadPool) -> None:
         self._worker = worker
         self._sync = sync
-        self._app = PathPrefix(create_routes(worker))
+        self._app = PathPrefix(create_routes(worker, desk))
 
     def __call__(
         self, environ: dict[str, Any], start_response: Callable[..., Any]
@@ -114,6 +119,7 @@ def create_app(config: Config) -> EdgeApp:
     )
     recorder.leases = leases
     catalog = Catalog(engine, load_secret(config.data_dir))
+    readers = CatalogReaders(engine)
     worker = Worker(
         config=config,
         clock=clock,
@@ -133,11 +139,15 @@ def create_app(config: Config) -> EdgeApp:
         queries=QueryClient(config),
         threads=threads,
         counters=counters,
+        confirm=partial(readers.confirm, incarnation),
     )
     worker.start()
     sync = ThreadPool(1)
     sync.spawn(_sync_loop, worker, config.outbox.sync_interval_s)
-    return EdgeApp(worker, sync)
+    desk = Desk(
+        catalog, Wallets(engine), readers, AdminKey(config.data_dir), bonus_ladder.load(config)
+    )
+    return EdgeApp(worker, desk, sync)
 
 
 def _sync_loop(worker: Worker, interval_s: float) -> None:

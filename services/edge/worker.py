@@ -49,6 +49,7 @@ class Worker:
         queries: QueryClient,
         threads: Threads,
         counters: Counters,
+        confirm: Callable[[int], None],
     ) -> None:
         self.config = config
         self.clock = clock
@@ -62,9 +63,11 @@ class Worker:
         self.queries = queries
         self.threads = threads
         self.counters = counters
+        self._confirm = confirm
         self.stopping = False
         self.active: set[Exchange] = set()
         self._seen = snapshots.current
+        self._confirmed = -1  # the catalog version that this worker said to act on
 
     def start(self) -> None:
         """Starts the poll loops; call in the worker, after the fork."""
@@ -85,6 +88,9 @@ class Worker:
         if view is not self._seen:
             self._seen = view
             self._end_revoked(view)
+        if view.version != self._confirmed:
+            self.threads.apply(self._confirm, (view.version,))
+            self._confirmed = view.version
 
     def _end_revoked(self, view: View) -> None:
         """Running streams of keys that were taken away end with an error frame, free of charge,

@@ -88,10 +88,10 @@ def test_keys_of_an_account_share_its_wallet_limit(catalog, account):
 
 
 def test_a_given_secret_is_kept_and_taken_once(catalog, account):
-    _, secret = catalog.create_key(account.id, "a", custom_secret="sk-toll-given")
-    assert secret == "sk-toll-given"
+    _, secret = catalog.create_key(account.id, "a", custom_secret="sk-toll-given-by-its-owner")
+    assert secret == "sk-toll-given-by-its-owner"
     with pytest.raises(AlreadyInCatalog):
-        catalog.create_key(account.id, "b", custom_secret="sk-toll-given")
+        catalog.create_key(account.id, "b", custom_secret="sk-toll-given-by-its-owner")
     assert len(catalog.keys()) == 1
 
 

@@ -1,10 +1,12 @@
 """Shorthands of the feature tests, over a running stack."""
 
+import json
 import re
 import time
 
 import psutil
 
+from services.backends.admin_key import AdminKey
 from services.core.catalog import Key
 from tests.parts.stack import Stack
 from tests.parts.wire import Reply, request
@@ -81,3 +83,20 @@ def holders(stack: Stack, text: str) -> list[str]:
         except FileNotFoundError:
             continue  # the outbox and the sinks remove files while they work
     return found
+
+
+def api(stack: Stack, method: str, path: str, key: str, body: object = None) -> Reply:
+    """One call of the management API; `path` below `/api/v1`."""
+    raw = b"" if body is None else json.dumps(body).encode()
+    return request(stack.port, method, f"/api/v1{path}", key=key, body=raw)
+
+
+def admin_key(stack: Stack) -> str:
+    """The operator's credential of the installation."""
+    return AdminKey(stack.data_dir).secret()
+
+
+def refused(reply: Reply) -> tuple[int, str, str | None]:
+    """(status, code, param) of a refusal."""
+    error = reply.json()["error"]
+    return reply.status, error["code"], error["param"]

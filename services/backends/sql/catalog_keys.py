@@ -69,6 +69,8 @@ class KeyCatalog:
 
         Raises NotInCatalog (account, group, parent, member), AlreadyInCatalog (secret),
         InvalidRequest (a sub-key that is wider than its parent, a wrong value)."""
+        if custom_secret is not None:
+            keys.check_custom(custom_secret)
         clear = custom_secret or keys.generate()
         fields: dict[str, Any] = {
             "name": name,
@@ -300,6 +302,16 @@ def _revoke(connection: Connection, key_id: str, actor: str) -> None:
     )
     for child in children:
         audit(connection, "key.revoke", child.id, actor, _told(child), child.account_id)
+
+
+def revoke_of_member(connection: Connection, member_id: str, actor: str) -> None:
+    """Every key of the member, sub-keys too."""
+    live = (api_key.c.member_id == member_id, api_key.c.status != "revoked")
+    ended = keys_where(connection, *live)
+    values = {"status": "revoked", "revoked_at": now_us()}
+    connection.execute(update(api_key).where(*live).values(values))
+    for key in ended:
+        audit(connection, "key.revoke", key.id, actor, _told(key), key.account_id)
 
 
 def _secret(clear: str, sealer: Sealer) -> dict[str, str]:

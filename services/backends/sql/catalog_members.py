@@ -1,6 +1,6 @@
 """Members of orgs in the catalog: what each may call and spend."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Row, insert, select, update
@@ -14,8 +14,10 @@ from services.backends.sql.catalog_ground import (
     create,
     facts,
     lock,
+    require,
 )
-from services.backends.sql.engine import database_now_us, read
+from services.backends.sql.catalog_keys import revoke_of_member
+from services.backends.sql.engine import database_now_us, read, write
 from services.backends.sql.limits import insert_limit, set_limit
 from services.backends.sql.outbox import audit
 from services.backends.sql.tables import account, limit_row, member, member_model_cap
@@ -100,6 +102,47 @@ class MemberCatalog:
             return _told(connection, member_id, "member.update", actor)
 
         return create(self._engine, change, f"the org has a member {fields.get('name')!r} already")
+
+    def grant_models(
+        self,
+        account_id: str,
+        models: Iterable[str],
+        member_ids: Sequence[str] | None = None,
+        *,
+        actor: str = OPERATOR,
+    ) -> list[Member]:
+        """The same models for many members of an org, for all without `member_ids`; all or none.
+        Raises NotInCatalog."""
+        text = as_json(list(models))
+
+        def change(connection: Connection) -> list[Member]:
+            lock(connection)
+            known = [
+                each.id for each in read_members(connection, member.c.account_id == account_id)
+            ]
+            for member_id in member_ids or ():
+                if member_id not in known:
+                    raise NotInCatalog(f"there is no member {member_id!r}")
+            wanted = list(dict.fromkeys(member_ids)) if member_ids is not None else known
+            connection.execute(update(member).where(member.c.id.in_(wanted)).values(models=text))
+            return [_told(connection, each, "member.update", actor) for each in wanted]
+
+        return write(self._engine, change)
+
+    def remove_member(self, member_id: str, *, actor: str = OPERATOR) -> Member:
+        """Disables the member and revokes its keys; it stays known, for its usage does. Raises
+        NotInCatalog."""
+
+        def change(connection: Connection) -> Member:
+            lock(connection)
+            require(connection, member.c.id, member_id, "member")
+            connection.execute(
+                update(member).where(member.c.id == member_id).values(status="disabled")
+            )
+            revoke_of_member(connection, member_id, actor)
+            return _told(connection, member_id, "member.remove", actor)
+
+        return write(self._engine, change)
 
     def member(self, member_id: str) -> Member:
         """Raises NotInCatalog."""

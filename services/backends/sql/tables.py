@@ -250,6 +250,13 @@ incarnation = Table(
     Column("opened_at", BigInteger, nullable=False, comment="database time"),
     Column("closing_at", BigInteger, comment="from when it got no grant"),
     Column("closed_at", BigInteger, comment="when its last event was applied"),
+    Column(
+        "catalog_version",
+        BigInteger,
+        nullable=False,
+        server_default="0",
+        comment="that the worker acts on",
+    ),
 )
 
 lease = Table(

@@ -1,23 +1,21 @@
 """The account as its owner sees it: balance, wallet transactions, and the public price list."""
 
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import falcon
 import orjson
 
-from schemas.events import MOVEMENTS
 from services.core.access import allowed_models
 from services.core.catalog import Key
-from services.core.errors import InvalidRequest
 from services.core.ids import uuid7_text
 from services.core.money import NANO_PER_USD, exact_usd
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.headers import accounting
+from services.edge.manage.shapes import iso
+from services.edge.manage.transactions import transactions_page
 from services.edge.worker import Worker
 
 LOW_BALANCE_NANO: Final = 1_000_000_000
-PAGE_SIZE_MAX: Final = 200
 
 
 class AccountResource(Authenticated):
@@ -59,35 +57,9 @@ class TransactionsResource(Authenticated):
     Spending by use never appears here."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        self._serve(req, resp, lambda caller: self._body(req, caller.key))
-
-    def _body(self, req: falcon.Request, key: Key) -> dict[str, Any]:
-        page = _number(req, "page", 1, 1_000_000)
-        size = _number(req, "page_size", 50, PAGE_SIZE_MAX)
-        kind = req.get_param("kind")
-        if kind is not None and kind not in MOVEMENTS:
-            raise InvalidRequest(f"kind must be one of {', '.join(MOVEMENTS)}", param="kind")
-        rows, total = self._worker.threads.apply(
-            self._worker.accounts.transactions,
-            (key.account_id, kind, _time(req, "since"), _time(req, "until"), page, size),
+        self._serve(
+            req, resp, lambda caller: transactions_page(self._worker, req, caller.key.account_id)
         )
-        return {
-            "items": [
-                {
-                    "id": row.id,
-                    "created_at": iso(row.created_at),
-                    "kind": row.movement,
-                    "amount_usd": float(exact_usd(row.amount_nano)),
-                    "balance_after_usd": float(exact_usd(row.balance_after_nano)),
-                    "source": {"actor": row.actor, "receipt_id": row.external_id or None},
-                    "note": row.note or None,
-                }
-                for row in rows
-            ],
-            "total": total,
-            "page": page,
-            "page_size": size,
-        }
 
 
 class PricingResource:
@@ -140,33 +112,5 @@ def balance(worker: Worker, key: Key) -> dict[str, Any]:
     }
 
 
-def iso(at_us: int) -> str:
-    """RFC 3339 in UTC, to the second."""
-    return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
 def _usd(nano: int | None) -> float | None:
     return None if nano is None else float(exact_usd(nano))
-
-
-def _number(req: falcon.Request, name: str, default: int, largest: int) -> int:
-    text = req.get_param(name)
-    if text is None:
-        return default
-    if not text.isdigit() or not 1 <= int(text) <= largest:
-        raise InvalidRequest(f"{name} must be a number from 1 to {largest}", param=name)
-    return int(text)
-
-
-def _time(req: falcon.Request, name: str) -> int | None:
-    """A time parameter (RFC 3339, a date, or Unix seconds) as microseconds."""
-    text = req.get_param(name)
-    if text is None:
-        return None
-    if text.isdigit():
-        return int(text) * 1_000_000
-    try:
-        at = datetime.fromisoformat(text.replace(" ", "+"))
-    except ValueError as ex:
-        raise InvalidRequest(f"{name} is not a time", param=name) from ex
-    return int((at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp() * 1_000_000)

@@ -30,6 +30,7 @@ def upgrade() -> None:
     say("limit_row", "kind", "services.core.budgets.KINDS")
     say("limit_row", "subject", "account, key, member or member:model")
     add("lease", "model", sa.Text(), "the capped model; empty: others", default="")
+    add("incarnation", "catalog_version", sa.BigInteger(), "that the worker acts on", default="0")
 
 
 def create_member() -> None:
