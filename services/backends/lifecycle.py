@@ -7,6 +7,7 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Final
 
 import setproctitle
@@ -90,8 +91,8 @@ def die_with_parent() -> None:
 def crash_point(name: str) -> None:
     """Kills this process with SIGKILL when `TOLLGATE_CRASH_AT` is `name`, or at the Nth passage
     when it is `name:N`; or when the folder `TOLLGATE_CRASH_FOLDER` holds a file of that name,
-    which it takes away, so that one process dies once. Fault tests set them; otherwise it costs
-    one comparison."""
+    which it takes away, so that one process dies once; with the word `stop` in it the process only
+    stops, until somebody continues it. Fault tests set them; otherwise it costs one comparison."""
     if not _armed:
         return
     if _crash_name == name:
@@ -99,11 +100,13 @@ def crash_point(name: str) -> None:
         if _passes[name] == _crash_pass:
             os.kill(os.getpid(), signal.SIGKILL)
     if _crash_folder:
+        order = Path(_crash_folder, name)
         try:
-            os.unlink(os.path.join(_crash_folder, name))  # one process succeeds in this
+            stops = order.read_bytes() == b"stop"
+            order.unlink()  # one process succeeds in this
         except FileNotFoundError:
             return
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGSTOP if stops else signal.SIGKILL)
 
 
 def _parse_crash(text: str) -> tuple[str, int]:

@@ -85,6 +85,7 @@ class LedgerSink:
             started_s = time.monotonic()
             entries = self._reader.read([m for m in messages if m.offset >= owned.next_offset])
             self._stage("read", started_s)
+            crash_point("ledger.read")
             self._book(partition, owned, entries)
         except (DatabaseUnavailable, _Moved) as ex:
             owned.sure = False  # a commit may have taken effect though its answer was lost

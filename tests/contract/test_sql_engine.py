@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import exc, insert, select, text, update
 
+from services.backends.sql import engine as engine_module
 from services.backends.sql.engine import (
     DatabaseUnavailable,
     database_now_us,
@@ -18,7 +19,7 @@ from services.backends.sql.engine import (
     write,
 )
 from services.backends.sql.tables import catalog_version, limit_row, routing_group
-from tests.parts.postgres import database_url, engine  # noqa: F401
+from tests.parts.postgres import POSTGRES, database_url, engine  # noqa: F401
 from tests.parts.sql_world import World
 
 ROOT = Path(__file__).parent.parent.parent
@@ -108,6 +109,28 @@ def test_a_deadlock_is_repeated(engine):  # noqa: F811
     assert len(tries) == 3  # one of the two was the victim, once
     rows = read(engine, lambda c: c.execute(select(routing_group.c.multiplier_ppm)).scalars().all())
     assert sorted(rows) == [2, 2, 1_000_000]
+
+
+@pytest.mark.parametrize("database_url", [POSTGRES], indirect=True)
+def test_a_process_that_stands_still_in_a_transaction_loses_its_locks(database_url, monkeypatch):  # noqa: F811
+    """And begins it anew when it wakes up."""
+    monkeypatch.setattr(engine_module, "IDLE_TIMEOUT_MS", 300)
+    slow, quick = (open_engine(database_url, Path()) for _ in range(2))
+    attempts = []
+
+    def fn(connection):
+        attempts.append(version(quick))
+        bump(connection)
+        if len(attempts) == 1:
+            time.sleep(1.0)
+            write(quick, bump)  # the row is free by now
+        bump(connection)
+
+    write(slow, fn)
+    assert attempts == [1, 2]
+    assert version(quick) == 4
+    slow.dispose()
+    quick.dispose()
 
 
 def test_a_wrong_statement_is_not_taken_for_an_outage(engine):  # noqa: F811

@@ -23,10 +23,17 @@ PAUSE_MAX_S: Final = 0.2
 BUSY_TIMEOUT_MS: Final = 3_000
 LOCK_TIMEOUT_MS: Final = 5_000
 STATEMENT_TIMEOUT_MS: Final = 60_000
+IDLE_TIMEOUT_MS: Final = 10_000  # a process that stands still in a transaction loses its locks
 
 _WRITE: Final = "tollgate_write"
-_REPEAT_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03"})
-_TROUBLE: Final = (exc.OperationalError, exc.InterfaceError, exc.TimeoutError)
+_IDLE_TOO_LONG: Final = "25P03"
+_REPEAT_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03", _IDLE_TOO_LONG})
+_TROUBLE: Final = (
+    exc.OperationalError,
+    exc.InterfaceError,
+    exc.TimeoutError,
+    exc.InternalError,  # one of them is: idle for too long
+)
 _REPEAT_SQLITE: Final = ("SQLITE_BUSY", "SQLITE_LOCKED")
 
 
@@ -66,7 +73,10 @@ def open_engine(url: str, data_dir: Path) -> Engine:
         return engine
     if parsed.get_backend_name() != "postgresql":
         raise ValueError(f"no such database: {parsed.get_backend_name()} (sqlite or postgresql)")
-    options = f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
+    options = (
+        f"-c lock_timeout={LOCK_TIMEOUT_MS} -c statement_timeout={STATEMENT_TIMEOUT_MS}"
+        f" -c idle_in_transaction_session_timeout={IDLE_TIMEOUT_MS}"
+    )
     return create_engine(
         parsed.set(drivername="postgresql+psycopg"),
         isolation_level="READ COMMITTED",
@@ -148,8 +158,11 @@ def _worth_repeating(ex: Exception) -> bool:
 
 
 def _at_fault(ex: Exception) -> bool:
+    cause = getattr(ex, "orig", None)
+    if isinstance(ex, exc.InternalError):
+        return getattr(cause, "sqlstate", None) != _IDLE_TOO_LONG
     # A wrong statement (no such table) is an OperationalError too, on SQLite only.
-    return getattr(getattr(ex, "orig", None), "sqlite_errorname", "") == "SQLITE_ERROR"
+    return getattr(cause, "sqlite_errorname", "") == "SQLITE_ERROR"
 
 
 def _first_line(ex: Exception) -> str:
