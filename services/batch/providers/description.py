@@ -16,9 +16,10 @@ from urllib.parse import quote
 import msgspec
 
 _PLACE: Final = re.compile(r"\{([a-z_]+(?:\.[a-z_0-9]+)?)\}")
+_BEARER: Final = {"authorization": "Bearer {credential}"}
 _NAMES: Final = ("model", "kind", "client_ref", "params", "input", "id", "links", "credential")
 Word: TypeAlias = Literal["waiting", "running", "done", "failed", "cancelled"]
-Media: TypeAlias = Literal["image", "video", "audio", "text", "json"]
+Kind: TypeAlias = Literal["image", "video", "speech", "transcription", "embedding", "rerank"]
 
 
 class _Part(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
@@ -45,13 +46,14 @@ class Create(Call, kw_only=True):
 class Poll(Call, kw_only=True):
     """`state` is a pointer to the word that `states` translates; a word that it lacks is a running
     task. `progress` points to a number up to `progress_full`. `outputs` are pointers to URLs or
-    base64, by kind of media. `units` point to what the provider says it will charge."""
+    base64 by the kind of the task (text for a transcription). `units` point to what the provider
+    says it will charge."""
 
     state: str
     states: dict[str, Word]
     progress: str = ""
     progress_full: float = 100.0
-    outputs: dict[Media, str]
+    outputs: dict[Kind, str]
     outputs_need_credential: bool = False
     error_code: str = ""
     error_text: str = ""
@@ -68,8 +70,8 @@ class Find(Call, kw_only=True):
 
 class Description(_Part, kw_only=True):
     name: str
-    kinds: list[Literal["image", "video", "speech", "transcription", "embedding", "rerank"]]
-    auth: dict[str, str] = {"authorization": "Bearer {credential}"}
+    kinds: list[Kind]
+    auth: dict[str, str] = msgspec.field(default_factory=lambda: dict(_BEARER))
     poll_min_s: float = 2.0
     poll_max_s: float = 30.0
     create_s: float = 60.0

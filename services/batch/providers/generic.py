@@ -50,6 +50,14 @@ from services.core.catalog import Channel
 from services.core.media import INPUTS
 
 _MILLION: Final = 1_000_000
+_MEDIA: Final = {  # of what a task of each kind makes
+    "image": "image",
+    "video": "video",
+    "speech": "audio",
+    "transcription": "text",
+    "embedding": "json",
+    "rerank": "json",
+}
 
 
 class Generic:
@@ -94,7 +102,7 @@ class Generic:
 
     def poll(self, http: Http, channel: Channel, task: Task) -> PollAnswer:
         reply = self._look(http, channel, self._is.poll, _tasked(task))
-        return self._verdict(channel, reply) if isinstance(reply, Reply) else reply
+        return self._verdict(channel, reply, task.kind) if isinstance(reply, Reply) else reply
 
     def cancel(self, http: Http, channel: Channel, task: Task) -> CancelAnswer:
         if self._is.cancel is None:
@@ -105,7 +113,7 @@ class Generic:
         if not isinstance(reply, Reply):
             return not_offered(reply)
         if pointed(reply.json(), self._is.poll.state):
-            return confirmed(self._verdict(channel, reply))
+            return confirmed(self._verdict(channel, reply, task.kind))
         return confirmed(self.poll(http, channel, task))
 
     def find(self, http: Http, channel: Channel, order: Order) -> FindAnswer:
@@ -132,7 +140,7 @@ class Generic:
         url = path or url_of(channel, fill_path(asks.path, values).lstrip("/"))
         return look(http, asks.method, url, **self._request(channel, asks, values))
 
-    def _verdict(self, channel: Channel, reply: Reply) -> PollAnswer:
+    def _verdict(self, channel: Channel, reply: Reply, kind: str) -> PollAnswer:
         asks, told = self._is.poll, reply.json()
         words = pointed(told, asks.state)
         if not words:
@@ -140,7 +148,7 @@ class Generic:
         word = str(words[0])
         meaning = {name.lower(): what for name, what in asks.states.items()}.get(word.lower())
         if meaning == "done":
-            return Done(outputs=self._outputs(channel, told), told=self._units(told))
+            return Done(outputs=self._outputs(channel, told, kind), told=self._units(told))
         if meaning in ("failed", "cancelled"):
             code = _first(told, asks.error_code)
             return Failed(
@@ -156,26 +164,25 @@ class Generic:
         unknown = "" if meaning is not None else word
         return Running(progress_ppm=ppm, started=meaning != "waiting", word=unknown)
 
-    def _outputs(self, channel: Channel, told: Any) -> tuple[Output, ...]:
-        found = []
-        for kind, pointer in self._is.poll.outputs.items():
-            for value in pointed(told, pointer):
-                if output := self._output(channel, kind, value):
-                    found.append(output)
-        return tuple(found)
+    def _outputs(self, channel: Channel, told: Any, kind: str) -> tuple[Output, ...]:
+        pointers: dict[str, str] = {**self._is.poll.outputs}
+        pointer = pointers.get(kind)
+        values = pointed(told, pointer) if pointer else []
+        found = [self._output(channel, _MEDIA[kind], value) for value in values]
+        return tuple(output for output in found if output is not None)
 
-    def _output(self, channel: Channel, kind: str, value: Any) -> Output | None:
-        if kind == "json":
-            return Output(kind=kind, data=msgspec.json.encode(value))
+    def _output(self, channel: Channel, media: str, value: Any) -> Output | None:
+        if media == "json":
+            return Output(kind=media, data=msgspec.json.encode(value))
         if not isinstance(value, str) or not value:
             return None
-        if kind == "text":
-            return Output(kind=kind, data=value.encode())
+        if media == "text":
+            return Output(kind=media, data=value.encode())
         if value.startswith(("https://", "http://")):
             own = self._is.poll.outputs_need_credential and bool(own_url(channel, value))
-            return Output(kind=kind, url=value, authorized=own)
+            return Output(kind=media, url=value, authorized=own)
         try:
-            return Output(kind=kind, data=base64.b64decode(value, validate=True))
+            return Output(kind=media, data=base64.b64decode(value, validate=True))
         except (binascii.Error, ValueError):
             return None
 

@@ -48,7 +48,7 @@ def _taken(call: Call, job: Job) -> Reply:
 
 def _status(call: Call, job: Job) -> Reply:
     state, urls = job.state(call.now), _urls(call, job)
-    if job.strikes("job-unknown-state"):
+    if job.polls and job.strikes("job-unknown-state"):
         return json_reply(202, {"status": "REBALANCING", **urls})
     if state == QUEUED:
         return json_reply(202, {"status": "IN_QUEUE", "queue_position": 0, **urls})

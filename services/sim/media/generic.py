@@ -64,7 +64,7 @@ def _read(call: Call) -> Ask:
 def _job(call: Call, job: Job) -> dict[str, Any]:
     state = job.state(call.now)
     phase = _PHASES[state]
-    if job.strikes("job-unknown-state"):
+    if job.polls and job.strikes("job-unknown-state"):
         phase = "REBALANCING"
     told: dict[str, Any] = {"id": job.id, "phase": phase, "client_ref": job.ask.client_ref}
     told["percent"] = 100 if state in ENDED else job.progress(call.now)

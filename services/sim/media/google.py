@@ -102,7 +102,7 @@ def _taken(call: Call, job: Job) -> Reply:
 def _operation(call: Call, job: Job) -> Reply:
     state = job.state(call.now)
     told: dict[str, Any] = {"name": _name(call, job)}
-    if job.strikes("job-unknown-state"):
+    if job.polls and job.strikes("job-unknown-state"):
         told["metadata"] = {"state": "REBALANCING"}
         return json_reply(200, told)
     if state not in ENDED:

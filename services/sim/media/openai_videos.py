@@ -53,7 +53,7 @@ def _read(call: Call) -> Ask:
 def _video(call: Call, job: Job) -> dict[str, Any]:
     state = job.state(call.now)
     status = "in_progress"
-    if job.strikes("job-unknown-state"):
+    if job.polls and job.strikes("job-unknown-state"):
         status = "REBALANCING"
     elif state == QUEUED:
         status = "queued"

@@ -60,7 +60,7 @@ def _read(call: Call) -> Ask:
 def _prediction(call: Call, job: Job) -> dict[str, Any]:
     state = job.state(call.now)
     status = _STATUS.get(state, "failed" if state != SUCCEEDED else "succeeded")
-    if job.strikes("job-unknown-state"):
+    if job.polls and job.strikes("job-unknown-state"):
         status = "REBALANCING"
     one = f"{call.base}/v1/predictions/{job.id}"
     told: dict[str, Any] = {
