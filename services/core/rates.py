@@ -13,12 +13,15 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from services.core.usage import INPUT
+
 MINUTE_US: Final = 60_000_000
 BUCKETS: Final = 120  # of a minute
 SMALL_CONCURRENCY: Final = 64  # up to here every request asks at the centre
 SMALL_REQUESTS_PER_MIN: Final = 300
 CONCURRENCY_PARTS: Final = 16  # a worker takes this part of a larger limit at a time
 REQUESTS_PARTS: Final = BUCKETS  # ... or what is due in one bucket
+_TOKENS: Final = (*INPUT, "output")
 
 
 class Kind(StrEnum):
@@ -38,6 +41,11 @@ class Rule(NamedTuple):
     concurrency: int = 0
     requests_per_min: int = 0
     tokens_per_min: int = 0
+
+
+def tokens_used(usage: Mapping[str, int]) -> int:
+    """What counts of an answer's usage: every token that went in or came out, cached ones too."""
+    return sum(usage.get(name, 0) for name in _TOKENS)
 
 
 class Window:

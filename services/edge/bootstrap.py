@@ -23,6 +23,7 @@ from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog
 from services.backends.sql.catalog_readers import CatalogReaders
 from services.backends.sql.engine import open_engine
+from services.backends.sql.rates import Rates
 from services.backends.sql.wallets import Wallets
 from services.core.addresses import networks
 from services.edge.app import PathPrefix, create_routes
@@ -32,6 +33,7 @@ from services.edge.elastic import HoldPolicy
 from services.edge.journal import Journal
 from services.edge.leases import LeaseBook
 from services.edge.manage.desk import Desk
+from services.edge.rates import RateBook
 from services.edge.record import Recorder, new_incarnation
 from services.edge.snapshot import Snapshots
 from services.edge.upstream import UpstreamPool
@@ -118,6 +120,8 @@ def create_app(config: Config) -> EdgeApp:
         on_closed=recorder.lease_closed,
     )
     recorder.leases = leases
+    rates = Rates(engine)
+    rates.sweep()
     catalog = Catalog(engine, load_secret(config.data_dir))
     readers = CatalogReaders(engine)
     worker = Worker(
@@ -132,6 +136,7 @@ def create_app(config: Config) -> EdgeApp:
             networks(config.edge.trusted_proxies),
         ),
         leases=leases,
+        rates=RateBook(rates, incarnation, threads, clock, counters),
         recorder=recorder,
         holds=holds,
         upstreams=Upstreams(UpstreamPool(), clock, config.edge),

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from schemas.errors import Code
 from schemas.events import Attempt
 from services.core.catalog import Channel, Key
 from services.core.dialects.base import Dialect, ParsedRequest
@@ -11,6 +12,7 @@ from services.core.money import credits_up
 from services.core.outcomes import Answer
 from services.core.prices import ModelPrice
 from services.edge.lease import Reservation
+from services.edge.rates import Permit
 from services.edge.snapshot import View
 from services.edge.upstream import Call
 from services.edge.watch import ClientWatch
@@ -35,8 +37,10 @@ class Exchange:
         "key",
         "parsed",
         "path",
+        "permit",
         "price",
         "query",
+        "refused",
         "relayed",
         "request_id",
         "requested",
@@ -85,6 +89,8 @@ class Exchange:
         self.relayed = False  # a byte of it went to the client
         self.reservation: Reservation | None = None
         self.bound: Bound | None = None  # the most that it can cost
+        self.permit: Permit | None = None  # its place within rates and concurrency
+        self.refused: Code | None = None
         self.attempts: list[Attempt] = []
         self.watch: ClientWatch | None = None
         self.call: Call | None = None

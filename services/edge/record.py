@@ -17,6 +17,7 @@ from services.backends.lifecycle import crash_point
 from services.core.errors import Refusal
 from services.core.ids import new_id
 from services.core.outcomes import PPM, Ending, Verdict, judge, refused
+from services.core.rates import tokens_used
 from services.core.rating import Rated, Unpriced, rate
 from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
@@ -24,6 +25,7 @@ from services.edge.exchange import Exchange
 from services.edge.journal import Journal
 from services.edge.lease import Lease, Reservation
 from services.edge.leases import LeaseBook
+from services.edge.rates import RETURN_WAIT_S
 
 log = telemetry.get_logger()
 
@@ -118,6 +120,9 @@ class Recorder:
         x.reservation.lease.events += 1
         crash_point("edge.after_terminal")
         self.leases.settle(x.reservation, charged_nano)
+        if x.permit is not None:  # back before the client has its last byte and comes again
+            used = tokens_used(event.usage) if isinstance(event, Usage) else None
+            x.permit.end(used, RETURN_WAIT_S)
         self._count(x, event)
         return verdict
 

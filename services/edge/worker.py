@@ -16,11 +16,13 @@ from services.backends.sql.accounts import Accounts
 from services.backends.sql.engine import DatabaseUnavailable
 from services.core.access import is_revoked
 from services.core.catalog import Key
+from services.core.outcomes import BYTES_PER_TOKEN
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
 from services.edge.exchange import Exchange
 from services.edge.leases import LeaseBook
+from services.edge.rates import RateBook
 from services.edge.record import Recorder
 from services.edge.snapshot import Snapshots, View
 from services.edge.threads import Threads
@@ -28,6 +30,8 @@ from services.edge.threads import Threads
 log = telemetry.get_logger()
 
 POLL_LEASES_S: Final = 0.1
+POLL_RATES_S: Final = 0.1
+COUNT_TOKENS_S: Final = 1.0
 FLUSH_S: Final = 1.0
 EXIT_OUTBOX: Final = 70
 
@@ -42,6 +46,7 @@ class Worker:
         outbox: Outbox,
         snapshots: Snapshots,
         leases: LeaseBook,
+        rates: RateBook,
         recorder: Recorder,
         holds: HoldPolicy,
         upstreams: Upstreams,
@@ -56,6 +61,7 @@ class Worker:
         self.outbox = outbox
         self.snapshots = snapshots
         self.leases = leases
+        self.rates = rates
         self.recorder = recorder
         self.holds = holds
         self.upstreams = upstreams
@@ -73,6 +79,8 @@ class Worker:
         """Starts the poll loops; call in the worker, after the fork."""
         gevent.spawn(self._every, self.config.edge.poll_s, self._poll_catalog)
         gevent.spawn(self._every, POLL_LEASES_S, self.leases.poll)
+        gevent.spawn(self._every, POLL_RATES_S, self.rates.poll)
+        gevent.spawn(self._every, COUNT_TOKENS_S, self._count_tokens)
         gevent.spawn(self._every, FLUSH_S, self._show)
 
     def _show(self) -> None:
@@ -81,6 +89,12 @@ class Worker:
         telemetry.metric("tollgate_reserved_nano").set(self.leases.reserved_nano)
         telemetry.metric("tollgate_catalog_age_seconds").set(self.snapshots.age_s)
         self.counters.flush()
+
+    def _count_tokens(self) -> None:
+        """What running answers have used of their tokens per minute up to now."""
+        for x in list(self.active):
+            if x.permit is not None and x.permit.counts_tokens and x.answer is not None:
+                x.permit.flowed(x.answer.output_bytes // BYTES_PER_TOKEN)
 
     def _poll_catalog(self) -> None:
         self.snapshots.poll()
@@ -125,6 +139,8 @@ class Worker:
     def finished(self, x: Exchange) -> None:
         """A streamed exchange is over, whatever way it ended."""
         self.active.discard(x)
+        if x.permit is not None:
+            x.permit.end()
         assert x.channel is not None
         self.upstreams.done(x.channel)
 
@@ -150,10 +166,11 @@ class Worker:
     def stop(self) -> None:
         """After the last request: leases go back, the outbox says that nothing follows."""
         self.stopping = True
-        try:
-            self.leases.close_all()
-        except Exception:
-            log.exception("leases_not_given_back")
+        for what, close in (("leases", self.leases.close_all), ("rates", self.rates.close)):
+            try:
+                close()
+            except Exception:
+                log.exception("not_given_back", what=what)
         self.counters.flush()
         self.outbox.close()
 

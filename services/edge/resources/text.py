@@ -13,7 +13,8 @@ from services.core.dialects.base import Dialect
 from services.core.errors import Refusal
 from services.core.holds import hold_bound
 from services.core.ids import uuid7_text
-from services.core.outcomes import Ending
+from services.core.outcomes import BYTES_PER_TOKEN, Ending
+from services.core.rates import Rule
 from services.edge.attempts import ClientGone, Failure, cut_short
 from services.edge.authenticate import authenticate
 from services.edge.body import read_body
@@ -94,9 +95,16 @@ class TextResource:
                 self._worker.active.discard(x)
                 if x.watch is not None:
                     x.watch.close()
+                if x.permit is not None:
+                    x.permit.end()
             if x.reservation is not None and not x.requested:
                 self._worker.leases.settle(x.reservation, 0)
         resp.set_headers(self._accounting(x))
+        rates = self._rates(x)
+        if rates:
+            resp.set_headers(self._worker.rates.headers(rates))
+        if x.refused is Code.CONCURRENCY_LIMIT:  # whose end nobody knows
+            resp.delete_header("x-ratelimit-reset")
 
     # -- admission ------------------------------------------------------------------------------
 
@@ -122,11 +130,19 @@ class TextResource:
             tier=x.parsed.tier,
         )
         x.reservation = worker.leases.reserve(x.key, *worker.holds.first_nano(x, x.bound))
+        rates = self._rates(x)
+        if rates:
+            tokens = x.parsed.shape.text_bytes // BYTES_PER_TOKEN
+            x.permit = worker.rates.admit(rates, tokens)
         try:
             worker.recorder.request(x, x.reservation)
         except DiskFull as ex:
             raise Refusal(Code.UNAVAILABLE, "the gateway cannot record requests now") from ex
         x.channels = channels
+
+    @staticmethod
+    def _rates(x: Exchange) -> tuple[Rule, ...]:
+        return x.view.rules(x.key).rates if x.view is not None and x.key is not None else ()
 
     # -- answer ---------------------------------------------------------------------------------
 
@@ -221,6 +237,7 @@ class TextResource:
     # -- endings --------------------------------------------------------------------------------
 
     def _refuse(self, x: Exchange, resp: falcon.Response, refusal: Refusal) -> None:
+        x.refused = refusal.code
         status = render(resp, x.dialect, refusal, x.request_id, x)
         try:
             self._worker.recorder.refused(x, refusal, status)
