@@ -37,6 +37,7 @@ class Edge(Section, kw_only=True):
     failover_s: Seconds = 30.0
     query_url: str = "unix:run/query.sock"
     trusted_proxies: list[str] = []  # addresses or CIDRs whose X-Forwarded-For is believed
+    batch_url: str = "unix:run/batch.sock"
     estimate_bytes_per_token: Positive = 4
 
 
@@ -80,6 +81,40 @@ class Meter(Section, kw_only=True):
     query_listen: str = ""  # host:port for a query role on another machine than the edge
     dead_ratio_max: Annotated[float, msgspec.Meta(gt=0, le=1)] = 0.5
     dead_consecutive_max: Positive = 1000
+    # An event further ahead of the log's clock, or older when the log took it, is set aside.
+    future_max_s: Seconds = 300.0
+    age_max_days: Positive = 400
+
+
+class Batch(Section, kw_only=True):
+    """Media jobs. `socket` is where the edge reaches the service; `listen` host:port for an edge on
+    another machine."""
+
+    socket: str = "run/batch.sock"
+    listen: str = ""
+    threads: Positive = 16  # steps of jobs at once
+    http_threads: Positive = 16
+    poll_s: Seconds = 0.2  # how often it looks for due jobs
+    account_concurrency: Annotated[int, msgspec.Meta(ge=0)] = 0  # running jobs; 0: unlimited
+    queue_max: Positive = 10_000  # open jobs of an account
+    deadline_s: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400)] = 86_400
+    unknown_grace_s: Seconds = 15.0  # a create that may be under way is not looked for earlier
+    gone_s: Seconds = 60.0  # an upstream that denies a job so long, three times, has lost it
+    watch_s: Annotated[int, msgspec.Meta(ge=0)] = 3_600  # late results are looked for so long
+    admission_wait_s: Seconds = 2.0
+    idempotency_s: Annotated[int, msgspec.Meta(ge=3600)] = 7 * 86_400
+
+
+class Artifacts(Section, kw_only=True):
+    """What jobs made. `public_url` begins the links to them: the address of the edge as clients
+    outside see it; empty: the address that the request came to."""
+
+    path: str = "artifacts"
+    public_url: str = ""
+    url_lifetime_s: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400)] = 86_400
+    retention_s: Annotated[int, msgspec.Meta(ge=60)] = 7 * 86_400
+    max_bytes: Positive = 2 * 1024 * 1024 * 1024
+    upload_max_bytes: Positive = 512 * 1024 * 1024
 
 
 class Log(Section, kw_only=True):
@@ -93,8 +128,12 @@ class Sim(Section, kw_only=True):
 
 
 class Channel(Section, kw_only=True):
+    """Text, called by the edge, has a `dialect`; media, driven by the batch service, a `provider`:
+    the name of an adapter, or `http:FILE` for one that is described in TOML."""
+
     name: Name
-    dialect: TextDialect
+    dialect: TextDialect | Literal[""] = ""
+    provider: str = ""
     base_url: str
     credential: str = ""
     models: list[str] | dict[str, str]
@@ -128,6 +167,8 @@ class Config(Section, kw_only=True):
     clickhouse: ClickHouse = msgspec.field(default_factory=ClickHouse)
     outbox: Outbox = msgspec.field(default_factory=Outbox)
     meter: Meter = msgspec.field(default_factory=Meter)
+    batch: Batch = msgspec.field(default_factory=Batch)
+    artifacts: Artifacts = msgspec.field(default_factory=Artifacts)
     log: Log = msgspec.field(default_factory=Log)
     sim: Sim = msgspec.field(default_factory=Sim)
     channels: list[Channel] = []

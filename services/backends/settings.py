@@ -169,6 +169,8 @@ def _check(config: Config) -> None:
         if channel.name in names:
             raise ConfigError(f"{path}.name: `{channel.name}` is used twice")
         names.add(channel.name)
+        if bool(channel.dialect) == bool(channel.provider):
+            raise ConfigError(f"{path}: write either `dialect` (text) or `provider` (media)")
         if not channel.base_url.startswith(("http://", "https://")):
             raise ConfigError(f"{path}.base_url: must start with http:// or https://")
         if not channel.models:

@@ -83,7 +83,7 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
     (equal names when the operator wrote a list). `credential` is clear text: never log it."""
 
     name: str
-    dialect: str
+    dialect: str  # empty: a media channel
     base_url: str
     credential: str
     models: dict[str, str]
@@ -96,6 +96,7 @@ class Channel(msgspec.Struct, frozen=True, kw_only=True):
     total_timeout_s: float = 600.0
     idle_timeout_s: float = 300.0
     count_tokens: bool = True
+    provider: str = ""  # of a media channel
 
 
 class Snapshot(msgspec.Struct, frozen=True, kw_only=True):

@@ -17,6 +17,7 @@ from services.core.routing import ModelIndex
 
 _PLAIN: Final = (  # columns that are the configuration's values as they are
     "dialect",
+    "provider",
     "base_url",
     "priority",
     "weight",

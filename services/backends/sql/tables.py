@@ -178,6 +178,13 @@ channel = Table(
     Column("total_timeout_s", Float, nullable=False, comment="seconds; not streams"),
     Column("idle_timeout_s", Float, nullable=False, comment="seconds; streams"),
     Column("count_tokens", Boolean, nullable=False, comment="the upstream can count tokens"),
+    Column(
+        "provider",
+        Text,
+        nullable=False,
+        server_default="",
+        comment="of a media channel: its adapter; empty: text",
+    ),
 )
 
 price_version = Table(

@@ -1,0 +1,348 @@
+"""Jobs as clients make and see them: submit, cancel, read, list. The engine's side is
+`job_claims` and `job_ends`."""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, TypeVar
+
+import msgspec
+from sqlalchemy import Connection, Engine, case, func, insert, select, tuple_, update
+
+from schemas import events
+from services.backends.lifecycle import crash_point
+from services.backends.sql import outbox
+from services.backends.sql.budgets import Budgets, Shortfall
+from services.backends.sql.bulk import insert_new
+from services.backends.sql.engine import database_now_us, now_us, read, write
+from services.backends.sql.job_ends import SOURCE, Free, end_free
+from services.backends.sql.job_records import (
+    Artifact,
+    Attempt,
+    FingerprintConflict,
+    Job,
+    JobEvent,
+    NewJob,
+    QueueFull,
+    Submitted,
+)
+from services.backends.sql.job_rows import as_job, note, one_job
+from services.backends.sql.job_tables import artifact, attempt, idempotency, job, job_event
+from services.core.ids import new_id, uuid7_text
+from services.core.jobs import TERMINAL, Fault, Phase
+
+T = TypeVar("T")
+
+INCARNATION: Final = "batch"  # holds every job's lease: a job outlives the process that took it
+_HEAD_START_US: Final = 60 * 1_000_000  # of one step of priority
+
+
+class Idempotence(NamedTuple):
+    """Under which names a submission is known. `scope` is whose names they are."""
+
+    scope: str
+    names: tuple[str, ...]
+
+
+class Page(NamedTuple):
+    jobs: list[Job]
+    more: bool
+
+
+class Jobs:
+    """Over the SQL database. Every method blocks and may raise DatabaseUnavailable."""
+
+    def __init__(self, engine: Engine, budgets: Budgets) -> None:
+        self._engine = engine
+        self._budgets = budgets
+
+    # -- making -------------------------------------------------------------------------------
+
+    def submit(self, new: NewJob, known_as: Idempotence, queue_max: int) -> Submitted:
+        """Job, names, hold and `request` event in one transaction; or the job that the same
+        submission made before.
+
+        Raises FingerprintConflict, QueueFull, Shortfall, KeyNotActive, IncarnationNotOpen."""
+        while True:
+            try:
+                made = write(self._engine, lambda c: self._submit(c, new, known_as, queue_max))
+            except _Raced:
+                continue  # somebody submitted the same at the same moment: now it is there
+            if isinstance(made, Shortfall):
+                raise made
+            return made
+
+    def _submit(
+        self, connection: Connection, new: NewJob, known_as: Idempotence, queue_max: int
+    ) -> Submitted | Shortfall:
+        before = _known(connection, new, known_as)
+        if before is not None:
+            return Submitted(before, replayed=True)
+        waiting = select(func.count()).where(
+            job.c.account_id == new.account_id, job.c.next_at.is_not(None)
+        )
+        if connection.execute(waiting).scalar_one() >= queue_max:
+            raise QueueFull
+        now = database_now_us(connection)
+        lease_id = new_id("lease")
+        granted = self._budgets.grant_in(
+            connection,
+            lease_id,
+            1,
+            INCARNATION,
+            new.key_id,
+            new.hold_nano,
+            new.hold_nano,
+            new.capped_model,
+        )
+        if isinstance(granted, Shortfall):
+            return granted
+        self._budgets.reserve_in(connection, lease_id)
+        for name in known_as.names:
+            row = {
+                "scope": known_as.scope,
+                "name": name,
+                "fingerprint": new.fingerprint,
+                "job_id": new.id,
+                "created_at": now,
+            }
+            if connection.execute(insert_new(connection, idempotency).values(row)).rowcount == 0:
+                raise _Raced
+        made = _row(new, lease_id, now)
+        connection.execute(insert(job).values(msgspec.to_builtins(made)))
+        note(connection, made.id, 1, "state", {"state": "queued"}, now)
+        outbox.append(connection, _request(made, new, now))
+        crash_point("batch.submit.before_commit")
+        return Submitted(made, replayed=False)
+
+    def cancel(self, job_id: str) -> Job | None:
+        """Asks for the end of a job: at once and free while nothing was sent, else through the
+        worker that has it or takes it next. One that has ended stays as it is. None: no such job.
+        """
+
+        def fn(connection: Connection) -> Job | None:
+            found = one_job(connection, select(job).where(job.c.id == job_id).with_for_update())
+            if found is None or found.phase in TERMINAL:
+                return found
+            if found.phase is Phase.QUEUED:
+                connection.execute(
+                    update(job)
+                    .where(job.c.id == job_id)
+                    .values(cancel_at=now_us(), epoch=job.c.epoch + 1)
+                )
+                ours = msgspec.structs.replace(found, epoch=found.epoch + 1)
+                end_free(connection, ours, _CANCELLED)
+            elif found.cancel_at is None:
+                # A step that runs goes on: it sees the wish when it ends.
+                connection.execute(
+                    update(job)
+                    .where(job.c.id == job_id)
+                    .values(
+                        cancel_at=now_us(),
+                        next_at=case((job.c.claims == 0, now_us()), else_=job.c.next_at),
+                    )
+                )
+            return one_job(connection, select(job).where(job.c.id == job_id))
+
+        return write(self._engine, fn)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    def get(self, job_id: str) -> Job | None:
+        return self._read(lambda c: one_job(c, select(job).where(job.c.id == job_id)))
+
+    def by_name(self, scope: str, name: str) -> Job | None:
+        """The job of an external id or idempotency key."""
+        query = (
+            select(job)
+            .join(idempotency, idempotency.c.job_id == job.c.id)
+            .where(idempotency.c.scope == scope, idempotency.c.name == name)
+        )
+        return self._read(lambda c: one_job(c, query))
+
+    def several(self, account_id: str, ids: Sequence[str]) -> list[Job]:
+        """Those of the account among `ids`, in no order."""
+        query = select(job).where(job.c.account_id == account_id, job.c.id.in_(ids))
+        return self._read(lambda c: [as_job(row) for row in c.execute(query)])
+
+    def listed(
+        self,
+        account_id: str,
+        *,
+        limit: int,
+        after: tuple[int, str] | None = None,
+        phases: Sequence[Phase] = (),
+        model: str = "",
+        kind: str = "",
+        created_after: int | None = None,
+    ) -> Page:
+        """Newest first, from behind `after` (created_at, id) on."""
+        query = select(job).where(job.c.account_id == account_id)
+        if phases:
+            query = query.where(job.c.phase.in_([phase.value for phase in phases]))
+        if model:
+            query = query.where((job.c.model == model) | (job.c.priced_as == model))
+        if kind:
+            query = query.where(job.c.kind == kind)
+        if created_after is not None:
+            query = query.where(job.c.created_at > created_after)
+        if after is not None:
+            query = query.where(tuple_(job.c.created_at, job.c.id) < tuple_(*after))
+        query = query.order_by(job.c.created_at.desc(), job.c.id.desc()).limit(limit + 1)
+        found = self._read(lambda c: [as_job(row) for row in c.execute(query)])
+        return Page(found[:limit], len(found) > limit)
+
+    def attempts(self, job_id: str) -> list[Attempt]:
+        query = select(attempt).where(attempt.c.job_id == job_id).order_by(attempt.c.no)
+        return self._read(lambda c: [Attempt(**row._mapping) for row in c.execute(query)])
+
+    def artifacts(self, job_ids: Sequence[str]) -> list[Artifact]:
+        """Of all of these jobs, in order."""
+        query = (
+            select(artifact)
+            .where(artifact.c.job_id.in_(job_ids))
+            .order_by(artifact.c.job_id, artifact.c.place)
+        )
+        return self._read(lambda c: [Artifact(**row._mapping) for row in c.execute(query)])
+
+    def artifact(self, artifact_id: str) -> tuple[Artifact, str] | None:
+        """The artifact and the account that it belongs to."""
+        query = (
+            select(artifact, job.c.account_id)
+            .join(job, job.c.id == artifact.c.job_id)
+            .where(artifact.c.id == artifact_id)
+        )
+        row = self._read(lambda c: c.execute(query).one_or_none())
+        if row is None:
+            return None
+        fields = {name: value for name, value in row._mapping.items() if name != "account_id"}
+        return Artifact(**fields), row.account_id
+
+    def events(self, job_id: str, after: int) -> list[JobEvent]:
+        """What happened to the job behind event number `after`."""
+        query = (
+            select(job_event)
+            .where(job_event.c.job_id == job_id, job_event.c.seq > after)
+            .order_by(job_event.c.seq)
+        )
+        return self._read(lambda c: [JobEvent(*row) for row in c.execute(query)])
+
+    def changes(self, after: int, limit: int) -> list[tuple[int, str]]:
+        """(number, job id) of the changes of all jobs behind number `after`, in their order."""
+        query = (
+            select(job_event.c.id, job_event.c.job_id)
+            .where(job_event.c.id > after)
+            .order_by(job_event.c.id)
+            .limit(limit)
+        )
+        return self._read(lambda c: [(row.id, row.job_id) for row in c.execute(query)])
+
+    def last_change(self) -> int:
+        """The number of the newest change."""
+        query = select(func.coalesce(func.max(job_event.c.id), 0))
+        return self._read(lambda c: int(c.execute(query).scalar_one()))
+
+    def typical_s(self, priced_as: str) -> int | None:
+        """Median seconds that the latest completed generations of the model took."""
+        latest = (
+            select(job.c.finished_at - job.c.started_at)
+            .where(job.c.priced_as == priced_as, job.c.phase == Phase.COMPLETED.value)
+            .order_by(job.c.id.desc())
+            .limit(21)
+        )
+        times = sorted(self._read(lambda c: list(c.execute(latest).scalars())))
+        return int(times[len(times) // 2] // 1_000_000) if times else None
+
+    def _read(self, fn: Callable[[Connection], T]) -> T:
+        return read(self._engine, fn)
+
+
+_CANCELLED: Final = Free(
+    Phase.CANCELLED, Fault.CANCELLED_BY_USER, "cancelled before work", cancel_outcome="confirmed"
+)
+
+
+class _Raced(Exception):
+    """The same name was written by another transaction at the same moment."""
+
+
+def _known(connection: Connection, new: NewJob, known_as: Idempotence) -> Job | None:
+    """The job made before under one of the names. Raises FingerprintConflict."""
+    if not known_as.names:
+        return None
+    query = select(idempotency).where(
+        idempotency.c.scope == known_as.scope, idempotency.c.name.in_(known_as.names)
+    )
+    for row in connection.execute(query):
+        if row.fingerprint != new.fingerprint:
+            raise FingerprintConflict(row.name)
+        return one_job(connection, select(job).where(job.c.id == row.job_id))
+    return None
+
+
+def _row(new: NewJob, lease_id: str, now: int) -> Job:
+    start_by = None if new.start_within_s is None else now + new.start_within_s * 1_000_000
+    return Job(
+        id=new.id,
+        request_id=uuid7_text(),
+        account_id=new.account_id,
+        key_id=new.key_id,
+        source=new.source,
+        external_id=new.external_id,
+        kind=new.kind,
+        model=new.model,
+        priced_as=new.priced_as,
+        group_name=new.group,
+        price_version=new.price_version,
+        params=msgspec.json.encode(new.params, order="deterministic").decode(),
+        body_bytes=new.body_bytes,
+        phase=Phase.QUEUED,
+        version=1,
+        epoch=0,
+        claims=0,
+        next_at=now - new.priority * _HEAD_START_US,
+        active=False,
+        priority=new.priority,
+        channel="",
+        attempt_no=0,
+        not_sent=0,
+        hold_nano=new.hold_nano,
+        lease_id=lease_id,
+        start_by=start_by,
+        deadline_at=now + new.deadline_s * 1_000_000,
+        eta_s=new.eta_s,
+        progress_ppm=None,
+        cancel_at=None,
+        cancel_outcome="none",
+        error_code="",
+        error_message="",
+        callback_url=new.callback_url,
+        extra=msgspec.json.encode(new.extra).decode(),
+        retention_s=new.retention_s,
+        on_late=new.on_late,
+        retry_of=new.retry_of,
+        units=msgspec.json.encode(new.units).decode(),
+        charged_nano=0,
+        created_at=now,
+        started_at=None,
+        finished_at=None,
+    )
+
+
+def _request(made: Job, new: NewJob, now: int) -> events.Request:
+    return events.Request(
+        event_id=f"{made.request_id}:request",
+        account_id=made.account_id,
+        key_id=made.key_id,
+        occurred_at=now,
+        source=SOURCE,
+        request_id=made.request_id,
+        lease_id=made.lease_id,
+        lease_seq=1,
+        dialect="media",
+        path=made.source,
+        model=made.model,
+        group=made.group_name,
+        price_version=made.price_version,
+        hold_nano=made.hold_nano,
+        session_id=f"job_{made.id}",
+        body_bytes=made.body_bytes,
+    )

@@ -1,0 +1,104 @@
+"""Files that clients uploaded as inputs: what they are called; their bytes lie in the store."""
+
+import msgspec
+from sqlalchemy import Connection, Engine, insert, select, update
+
+from services.backends.sql.engine import database_now_us, now_us, read, write
+from services.backends.sql.job_tables import upload
+from services.core.ids import ulid
+
+
+class Upload(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of `upload`."""
+
+    id: str
+    account_id: str
+    name: str
+    purpose: str
+    mime: str
+    bytes: int
+    sha256: str
+    duration_ms: int | None
+    created_at: int
+    expires_at: int
+    deleted_at: int | None = None
+
+
+class Uploads:
+    """Over the SQL database. Every method may raise DatabaseUnavailable."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    def add(
+        self,
+        account_id: str,
+        name: str,
+        purpose: str,
+        mime: str,
+        size: int,
+        sha256: str,
+        duration_ms: int | None,
+        keep_s: int,
+    ) -> Upload:
+        """A new file, kept `keep_s` seconds."""
+
+        def add(connection: Connection) -> Upload:
+            now = database_now_us(connection)
+            made = Upload(
+                id=f"file_{ulid()}",
+                account_id=account_id,
+                name=name,
+                purpose=purpose,
+                mime=mime,
+                bytes=size,
+                sha256=sha256,
+                duration_ms=duration_ms,
+                created_at=now,
+                expires_at=now + keep_s * 1_000_000,
+            )
+            connection.execute(insert(upload).values(msgspec.structs.asdict(made)))
+            return made
+
+        return write(self._engine, add)
+
+    def get(self, account_id: str, upload_id: str) -> Upload | None:
+        """The account's file of that id; None when there is none, or not any more."""
+        query = select(upload).where(
+            upload.c.id == upload_id,
+            upload.c.account_id == account_id,
+            upload.c.deleted_at.is_(None),
+            upload.c.expires_at > now_us(),
+        )
+        row = read(self._engine, lambda connection: connection.execute(query).one_or_none())
+        return None if row is None else Upload(**row._mapping)
+
+    def listed(self, account_id: str, limit: int) -> list[Upload]:
+        """Newest first."""
+        query = (
+            select(upload)
+            .where(
+                upload.c.account_id == account_id,
+                upload.c.deleted_at.is_(None),
+                upload.c.expires_at > now_us(),
+            )
+            .order_by(upload.c.created_at.desc(), upload.c.id.desc())
+            .limit(limit)
+        )
+        return read(
+            self._engine,
+            lambda connection: [Upload(**row._mapping) for row in connection.execute(query)],
+        )
+
+    def delete(self, account_id: str, upload_id: str) -> bool:
+        """Lets it go; a sweep deletes the bytes. False: there was none."""
+        statement = (
+            update(upload)
+            .where(
+                upload.c.id == upload_id,
+                upload.c.account_id == account_id,
+                upload.c.expires_at > now_us(),
+            )
+            .values(expires_at=now_us())
+        )
+        return write(self._engine, lambda c: c.execute(statement).rowcount > 0)

@@ -1,0 +1,68 @@
+"""The routes of the batch service. Only the edge reaches them, with a signed identity."""
+
+from typing import Any
+
+import falcon
+
+from schemas.errors import Code
+from services.backends.objects.port import StoreUnavailable
+from services.backends.sql.engine import DatabaseUnavailable
+from services.backends.telemetry import get_logger
+from services.batch.changes import ChangeFeed
+from services.batch.resources import artifacts, internal, jobs, tasks
+from services.batch.resources.base import Service, refuse
+from services.core.errors import Refusal
+
+
+def create_app(service: Service, feed: ChangeFeed) -> falcon.App:
+    """The WSGI application."""
+    app = falcon.App()
+    app.req_options.strip_url_path_trailing_slash = True
+    app.req_options.keep_blank_qs_values = True
+    app.add_route("/v1/tasks/submit", tasks.SubmitResource(service))
+    app.add_route("/v1/tasks/query", tasks.QueryResource(service))
+    cancel = tasks.CancelResource(service)
+    app.add_route("/v1/tasks/cancel", cancel)
+    app.add_route("/v1/tasks/cancel/{task_id}", cancel)
+    app.add_route("/v1/jobs", jobs.JobsResource(service))
+    app.add_route("/v1/jobs/query", jobs.JobsQueryResource(service))
+    app.add_route("/v1/jobs/estimate", jobs.EstimateResource(service))
+    app.add_route("/v1/jobs/{job_id}", jobs.JobResource(service))
+    app.add_route("/v1/jobs/{job_id}/cancel", jobs.JobCancelResource(service))
+    app.add_route("/v1/jobs/{job_id}/events", jobs.JobEventsResource(service))
+    app.add_route("/v1/jobs/{job_id}/attempts", jobs.JobAttemptsResource(service))
+    app.add_route("/v1/jobs/{job_id}/redrive", jobs.JobRedriveResource(service))
+    artifact = artifacts.ArtifactResource(service)
+    app.add_route("/v1/artifacts/{artifact_id}", artifact)
+    app.add_route("/v1/artifacts/{artifact_id}/url", artifact, suffix="url")
+    app.add_route("/v1/artifacts/{artifact_id}/content", artifacts.ContentResource(service))
+    app.add_route("/a/{artifact_id}", artifacts.LinkResource(service))
+    app.add_route("/internal/changes", internal.ChangesResource(service, feed))
+    app.add_route("/internal/health", internal.HealthResource(service))
+    app.add_error_handler(Exception, _crashed)
+    app.add_error_handler(falcon.HTTPError, _http_error)
+    app.add_error_handler((DatabaseUnavailable, StoreUnavailable), _unavailable)
+    app.add_error_handler(Refusal, lambda req, resp, ex, params: refuse(resp, ex))
+    return app
+
+
+def _http_error(
+    req: falcon.Request, resp: falcon.Response, ex: falcon.HTTPError, params: dict[str, Any]
+) -> None:
+    codes = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}
+    code = codes.get(ex.status_code, Code.INVALID_PARAM)
+    refuse(resp, Refusal(code, ex.description or ex.title or "no such route"))
+
+
+def _unavailable(
+    req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]
+) -> None:
+    get_logger().warning("batch_unavailable", path=req.path, error=str(ex))
+    refuse(resp, Refusal(Code.UNAVAILABLE, "jobs cannot be read or taken now; try again shortly"))
+
+
+def _crashed(
+    req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]
+) -> None:
+    get_logger().error("batch_request_crashed", path=req.path, exc_info=ex)
+    refuse(resp, Refusal(Code.INTERNAL_ERROR, "internal error"))

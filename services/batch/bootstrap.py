@@ -1,0 +1,117 @@
+"""Builds the batch service. The only file of it that names concrete adapters."""
+
+from pathlib import Path
+from typing import Final
+
+from schemas.config import Config
+from services.backends import settings
+from services.backends.clock import SystemClock
+from services.backends.heartbeat import Heartbeat
+from services.backends.http.client import HttpClient
+from services.backends.http.fetch import Fetcher
+from services.backends.http.private_server import PrivateServer
+from services.backends.lifecycle import Loop
+from services.backends.objects.folder import FolderStore
+from services.backends.settings import under
+from services.backends.sql.budgets import Budgets
+from services.backends.sql.catalog import Catalog
+from services.backends.sql.engine import open_engine
+from services.backends.sql.housekeeping import Housekeeping
+from services.backends.sql.job_claims import JobClaims
+from services.backends.sql.job_ends import JobEnds
+from services.backends.sql.jobs import INCARNATION, Jobs
+from services.backends.sql.uploads import Uploads
+from services.batch.app import create_app
+from services.batch.changes import ChangeFeed
+from services.batch.engine import JobEngine
+from services.batch.links import LinkSigner
+from services.batch.parts import Parts
+from services.batch.providers.fal import Fal
+from services.batch.providers.generic import Generic
+from services.batch.providers.imagen import Imagen
+from services.batch.providers.openai import OpenAI
+from services.batch.providers.openai_embeddings import OpenAIEmbeddings
+from services.batch.providers.openai_videos import OpenAIVideos
+from services.batch.providers.port import Provider
+from services.batch.providers.replicate import Replicate
+from services.batch.providers.rerank import Rerank
+from services.batch.providers.veo import Veo
+from services.batch.resources.base import Service
+from services.batch.sweeps import Sweeps
+from services.batch.view import Views
+from services.core.netguard import Guard
+from services.core.routing import Cooldowns
+
+_BUILT_IN: Final[tuple[type[Provider], ...]] = (
+    OpenAI,
+    OpenAIVideos,
+    OpenAIEmbeddings,
+    Rerank,
+    Veo,
+    Imagen,
+    Replicate,
+    Fal,
+)
+_DESCRIBED: Final = "http:"
+
+
+class Batch:
+    """The loops of the service by name, and what they share."""
+
+    def __init__(self, config: Config) -> None:
+        clock = SystemClock()
+        self._engine = open_engine(config.database.url, under(config, "."))
+        secret = settings.load_secret(config.data_dir)
+        budgets = Budgets(self._engine)
+        budgets.open_incarnation(INCARNATION, "batch", "-")
+        parts = Parts(
+            config=config,
+            clock=clock,
+            views=Views(Catalog(self._engine, secret), clock),
+            jobs=Jobs(self._engine, budgets),
+            claims=JobClaims(self._engine),
+            ends=JobEnds(self._engine),
+            uploads=Uploads(self._engine),
+            store=FolderStore(under(config, config.artifacts.path)),
+            http=HttpClient(),
+            fetcher=Fetcher(Guard()),
+            providers=providers(config),
+            cooldowns=Cooldowns(clock.monotonic_s),
+        )
+        self._beat = Heartbeat(config, "batch")
+        engine = JobEngine(parts, self._beat.beat)
+        feed = ChangeFeed(parts.jobs)
+        signer = LinkSigner(secret, clock, config.artifacts.url_lifetime_s)
+        service = Service(parts, engine, signer, secret)
+        server = PrivateServer(
+            create_app(service, feed),
+            under(config, config.batch.socket),
+            config.batch.listen,
+            threads=config.batch.http_threads,
+            setting="batch.",
+        )
+        self.loops: dict[str, Loop] = {
+            "jobs": engine.run,
+            "claims": engine.beat,
+            "changes": feed.run,
+            "sweeps": Sweeps(parts, Housekeeping(self._engine)).run,
+            "http": server.run,
+        }
+
+    def close(self) -> None:
+        """After the loops have ended."""
+        self._beat.stop()
+        self._engine.dispose()
+
+
+def providers(config: Config) -> dict[str, Provider]:
+    """The adapters by name: the built-in ones, and those that channels describe in TOML."""
+    found: dict[str, Provider] = {}
+    for make in _BUILT_IN:
+        provider = make()
+        found[provider.name] = provider
+    for channel in config.channels:
+        if channel.provider.startswith(_DESCRIBED):
+            path = Path(channel.provider.removeprefix(_DESCRIBED))
+            found[channel.provider] = Generic(path)
+    return found

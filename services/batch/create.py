@@ -1,0 +1,194 @@
+"""From the queue to the upstream, and what to do when nobody knows whether it arrived.
+
+The attempt is committed before the create is sent. A create whose fate is unclear is looked up by
+its client reference; it is sent again only when it is proved absent, or when the provider makes
+nothing new for the same reference.
+"""
+
+from typing import Final
+
+from services.backends.lifecycle import crash_point
+from services.backends.objects.port import NotStored, StoreUnavailable
+from services.backends.sql.job_ends import Free
+from services.backends.sql.job_records import Attempt, Job
+from services.batch.deliver import deliver_now
+from services.batch.inputs import InputMissing, files_of
+from services.batch.parts import Parts
+from services.batch.providers.port import (
+    Absent,
+    Done,
+    Later,
+    NotSent,
+    Order,
+    Provider,
+    Refused,
+    Submitted,
+    Unclear,
+    Unsupported,
+)
+from services.batch.settle import expected_cost_nano
+from services.core.catalog import Channel
+from services.core.jobs import AttemptState, Fault, Phase, next_poll_s
+
+_WAIT_S: Final = 1.0
+_NOT_SENT_MAX_S: Final = 30.0
+_PASSING: Final = (408, 425, 429, 503)  # refusals of the moment: the same channel may take it later
+
+
+def from_queue(parts: Parts, held: Job) -> None:
+    """A job in the queue has its turn."""
+    view = parts.views.view()
+    serving = [
+        each
+        for each in view.serving(held.group_name, held.priced_as)
+        if held.kind in _kinds(parts, each)
+    ]
+    tried = {
+        each.channel
+        for each in (parts.jobs.attempts(held.id) if held.attempt_no else [])
+        if each.state == AttemptState.REFUSED and each.status not in _PASSING
+    }
+    left = [each for each in serving if each.name not in tried]
+    if not left:
+        message = "every channel refused it" if serving else f"no channel makes {held.priced_as}"
+        parts.ends.free(held, Free(Phase.FAILED, Fault.NO_CAPACITY, message))
+        return
+    ready = [each for each in left if parts.cooldowns.ready(each.name)]
+    if not ready:
+        parts.claims.later(held, _WAIT_S)
+        return
+    channel = ready[0]
+    began = parts.claims.begin_attempt(
+        held,
+        channel.name,
+        channel.models[held.priced_as],
+        account_max=parts.config.batch.account_concurrency,
+        channel_max=channel.max_concurrency,
+    )
+    if began is not None:
+        crash_point("batch.attempt.committed")
+        send(parts, *began, channel, parts.providers[channel.provider])
+
+
+def send(parts: Parts, held: Job, tried: Attempt, channel: Channel, provider: Provider) -> None:
+    """The create call of a committed attempt, and where it leads."""
+    try:
+        files = files_of(parts, held)
+    except InputMissing as ex:
+        parts.ends.free(
+            held,
+            Free(Phase.FAILED, Fault.UPSTREAM_REJECTED, str(ex), attempt=AttemptState.NOT_SENT),
+        )
+        return
+    except (StoreUnavailable, NotStored) as ex:
+        parts.claims.back(held, tried, AttemptState.NOT_SENT, 0, str(ex), _WAIT_S)
+        return
+    answer = provider.create(parts.http, channel, _order(held, tried, files))
+    crash_point("batch.create.answered")
+    if isinstance(answer, Submitted):
+        parts.cooldowns.ok(channel.name)
+        wait_s = next_poll_s(
+            0.0,
+            answer.eta_s or held.eta_s,
+            provider.traits.poll_min_s,
+            provider.traits.poll_max_s,
+            0.5,
+        )
+        parts.claims.taken(held, tried, answer.upstream_id, answer.links, wait_s)
+        crash_point("batch.create.persisted")
+    elif isinstance(answer, Done):
+        parts.cooldowns.ok(channel.name)
+        deliver_now(parts, held, channel, provider, answer)
+    elif isinstance(answer, Refused):
+        _refused(parts, held, tried, channel, answer)
+    elif isinstance(answer, NotSent):
+        parts.cooldowns.failed(channel.name, 0, None)
+        wait_s = min(_NOT_SENT_MAX_S, 0.5 * 2 ** min(held.not_sent, 10))
+        parts.claims.back(held, tried, AttemptState.NOT_SENT, 0, answer.message, wait_s)
+    else:
+        _unclear(parts, held, tried, provider, answer)
+
+
+def take_over(parts: Parts, held: Job) -> None:
+    """The worker that was sending it is gone: the create may have landed."""
+    tried = parts.claims.attempt(held)
+    parts.claims.unknown(held, tried, 0, "the process ended while it was sent", 0.0)
+
+
+def look_up(parts: Parts, held: Job) -> None:
+    """Finds out what became of a create."""
+    tried = parts.claims.attempt(held)
+    channel = parts.views.view().channel(tried.channel)
+    provider = parts.providers.get(channel.provider) if channel is not None else None
+    if channel is None or provider is None:
+        parts.claims.later(held, _WAIT_S * 10)
+        return
+    answer = provider.find(parts.http, channel, _order(held, tried, {}))
+    age_s = (parts.clock.now_us() - tried.sent_at) / 1e6
+    if isinstance(answer, Submitted):
+        parts.claims.taken(held, tried, answer.upstream_id, answer.links, 0.0)
+    elif isinstance(answer, Absent):
+        grace_s = parts.config.batch.unknown_grace_s
+        if age_s < grace_s:  # it may still be on its way
+            parts.claims.later(held, grace_s - age_s)
+        else:
+            parts.claims.back(held, tried, AttemptState.NOT_SENT, 0, "it never arrived", 0.0)
+    elif isinstance(answer, Unsupported) and provider.traits.idempotent:
+        send(parts, held, tried, channel, provider)
+    elif isinstance(answer, Later):
+        parts.claims.later(held, max(_WAIT_S, min(age_s * 0.2, 30.0)))
+    else:
+        message = f"no answer came from {channel.name}, and it cannot be asked: {tried.message}"
+        parts.ends.free(
+            held,
+            Free(
+                Phase.FAILED,
+                Fault.UPSTREAM_UNKNOWN,
+                message,
+                attempt=AttemptState.LOST,
+                provider_cost_nano=expected_cost_nano(parts, held),
+            ),
+        )
+
+
+def _refused(parts: Parts, held: Job, tried: Attempt, channel: Channel, answer: Refused) -> None:
+    if not answer.another:
+        fault = Fault.SAFETY_BLOCKED if answer.moderated else Fault.UPSTREAM_REJECTED
+        parts.ends.free(
+            held,
+            Free(
+                Phase.FAILED,
+                fault,
+                answer.message,
+                attempt=AttemptState.REFUSED,
+                status=answer.status,
+            ),
+        )
+        return
+    if answer.status in (401, 402, 403):
+        parts.cooldowns.park(channel.name)
+    else:
+        parts.cooldowns.failed(channel.name, answer.status, answer.retry_after_s)
+    parts.claims.back(held, tried, AttemptState.REFUSED, answer.status, answer.message, 0.0)
+
+
+def _unclear(parts: Parts, held: Job, tried: Attempt, provider: Provider, answer: Unclear) -> None:
+    if held.phase is Phase.UNKNOWN:
+        parts.claims.later(held, _WAIT_S)
+    else:
+        parts.claims.unknown(held, tried, answer.status, answer.message, _WAIT_S)
+
+
+def _kinds(parts: Parts, channel: Channel) -> tuple[str, ...]:
+    provider = parts.providers.get(channel.provider)
+    return provider.kinds if provider is not None else ()
+
+
+def _order(held: Job, tried: Attempt, files: dict[str, bytes]) -> Order:
+    return Order(
+        client_ref=tried.client_ref,
+        kind=held.kind,
+        model=tried.upstream_model,
+        params=held.parameters,
+        files=files,
+    )

@@ -1,0 +1,97 @@
+"""What every route of the batch service does: who calls, what was sent, which links to give."""
+
+from typing import Any, Final, TypeVar
+
+import falcon
+import msgspec
+
+from schemas.errors import SHAPES, Code
+from services.backends.identity import HEADER, Identity, NotAuthentic, verify
+from services.backends.sql.job_records import Artifact, Job
+from services.batch.admit import Admission
+from services.batch.engine import JobEngine
+from services.batch.links import Links, LinkSigner
+from services.batch.parts import Parts
+from services.core.catalog import Key
+from services.core.errors import InvalidRequest, Refusal
+
+T = TypeVar("T")
+
+BODY_MAX: Final = 1024 * 1024
+ORIGIN_HEADER: Final = "x-tollgate-origin"
+
+
+class Service:
+    """What the routes share, made once per process."""
+
+    def __init__(self, parts: Parts, engine: JobEngine, signer: LinkSigner, secret: bytes) -> None:
+        self.parts = parts
+        self.engine = engine
+        self.signer = signer
+        self.admission = Admission(parts)
+        self._secret = secret
+
+    def caller(self, req: falcon.Request) -> Identity:
+        """Who calls, as the edge has signed it. Raises Refusal."""
+        try:
+            return verify(self._secret, req.get_header(HEADER), self.parts.clock.now_us())
+        except NotAuthentic as ex:
+            raise Refusal(Code.INVALID_API_KEY, str(ex)) from ex
+
+    def key(self, req: falcon.Request) -> Key:
+        """The caller's key. Raises Refusal."""
+        return self.admission.key(self.caller(req).key_id)
+
+    def links(self, req: falcon.Request) -> Links:
+        """Links below the public address, else below the one that the client came to."""
+        public = self.parts.config.artifacts.public_url
+        return Links(self.signer, public or req.get_header(ORIGIN_HEADER) or "")
+
+    def artifacts(self, job: Job) -> list[Artifact]:
+        return self.parts.jobs.artifacts([job.id])
+
+
+def read_body(req: falcon.Request, limit: int = BODY_MAX) -> bytes:
+    """The whole body. Raises Refusal(REQUEST_TOO_LARGE)."""
+    if (req.content_length or 0) > limit:
+        raise _too_large(limit)
+    body: bytes = req.bounded_stream.read(limit + 1)
+    if len(body) > limit:
+        raise _too_large(limit)
+    return body
+
+
+def decode(body: bytes, shape: type[T]) -> T:
+    """The body as `shape`. Raises InvalidRequest with the path of the wrong field."""
+    try:
+        return msgspec.json.decode(body or b"{}", type=shape)
+    except msgspec.ValidationError as ex:
+        what, _, path = str(ex).partition(" - at `$")
+        path = path.rstrip("`").lstrip(".")
+        message = f"{path}: {what}" if path else what
+        raise InvalidRequest(message, param=path or None) from ex
+    except (msgspec.DecodeError, UnicodeDecodeError) as ex:
+        raise InvalidRequest(f"the body is not JSON: {ex}") from ex
+
+
+def answer(resp: falcon.Response, body: Any, status: int = 200) -> None:
+    resp.status = status
+    resp.content_type = falcon.MEDIA_JSON
+    resp.data = msgspec.json.encode(body)
+
+
+def refuse(resp: falcon.Response, refusal: Refusal) -> None:
+    """OpenAI's envelope, which all of these routes have."""
+    error = {
+        "type": SHAPES[refusal.code].openai_type,
+        "code": refusal.code,
+        "message": refusal.message,
+        "param": refusal.param,
+    }
+    if refusal.retry_after_s is not None:
+        resp.set_header("retry-after", str(refusal.retry_after_s))
+    answer(resp, {"error": error}, refusal.status)
+
+
+def _too_large(limit: int) -> Refusal:
+    return Refusal(Code.REQUEST_TOO_LARGE, f"the request body is larger than {limit} bytes")

@@ -1,0 +1,76 @@
+"""What runs on a timer: late results, retention, old names. The only file that knows APScheduler.
+
+Any number of processes have the timers; the one that leads does the work. Jobs themselves are
+never scheduled here: what is due is a column of the database.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Final
+
+from apscheduler.schedulers.background import BackgroundScheduler
+
+from services.backends.objects.folder import FolderStore
+from services.backends.objects.port import StoreUnavailable
+from services.backends.sql.engine import DatabaseUnavailable
+from services.backends.sql.housekeeping import Housekeeping
+from services.backends.telemetry import get_logger
+from services.batch.late import look_again
+from services.batch.parts import Parts
+from services.core.ids import uuid7_hex
+
+_LEADER: Final = "batch-sweeps"
+_LEAD_S: Final = 30
+_WATCH_S: Final = 15
+_RETENTION_S: Final = 30
+_PURGE_S: Final = 600
+_BATCH: Final = 500
+
+
+class Sweeps:
+    """`run` is a loop of the process."""
+
+    def __init__(self, parts: Parts, housekeeping: Housekeeping) -> None:
+        self._parts = parts
+        self._housekeeping = housekeeping
+        self._holder = uuid7_hex()
+        self._log = get_logger()
+
+    def run(self, stop: threading.Event) -> None:
+        """Until `stop`."""
+        scheduler = BackgroundScheduler(
+            timezone="UTC",
+            job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
+        )
+        for step, every_s in (
+            (self._watch, _WATCH_S),
+            (self._retention, _RETENTION_S),
+            (self._purge, _PURGE_S),
+        ):
+            scheduler.add_job(self._led, "interval", args=[step], seconds=every_s)
+        scheduler.start()
+        stop.wait()
+        scheduler.shutdown(wait=True)
+
+    def _led(self, step: Callable[[], None]) -> None:
+        try:
+            if self._housekeeping.lead(_LEADER, self._holder, _LEAD_S):
+                step()
+        except (DatabaseUnavailable, StoreUnavailable) as ex:
+            self._log.warning("sweep_postponed", sweep=step.__name__, error=str(ex))
+        except Exception:
+            self._log.exception("sweep_failed", sweep=step.__name__)
+
+    def _watch(self) -> None:
+        for seen in self._housekeeping.watched(_BATCH):
+            look_again(self._parts, self._housekeeping, seen)
+
+    def _retention(self) -> None:
+        for sha256 in self._housekeeping.expired_blobs(_BATCH):
+            self._parts.store.delete(sha256)
+        if isinstance(self._parts.store, FolderStore):
+            self._parts.store.sweep()
+
+    def _purge(self) -> None:
+        keep_us = self._parts.config.batch.idempotency_s * 1_000_000
+        self._housekeeping.purge(keep_us, _BATCH)
