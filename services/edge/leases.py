@@ -273,8 +273,10 @@ class LeaseBook:
             del self._leases[lease.key_id]
         self._on_closed(lease)
 
-    def close_all(self) -> None:
-        """At the end of the worker, after the last request: everything goes back."""
+    def close_all(self) -> bool:
+        """At the end of the worker, after the last request: everything goes back. False, or
+        DatabaseUnavailable: some leases are still open, to be closed as those of a dead worker."""
         for lease in list(self._leases.values()):
             self._give_back(lease)
             self._close(lease)
+        return not self._leases

@@ -164,15 +164,23 @@ class Worker:
         return missing
 
     def stop(self) -> None:
-        """After the last request: leases go back, the outbox says that nothing follows."""
+        """After the last request: leases go back, the outbox says that nothing follows. When the
+        centre is away it does not say so: what is open is then closed as after a death."""
         self.stopping = True
-        for what, close in (("leases", self.leases.close_all), ("rates", self.rates.close)):
-            try:
-                close()
-            except Exception:
-                log.exception("not_given_back", what=what)
+        ended = False
+        try:
+            ended = self.leases.close_all()
+        except Exception:
+            log.exception("not_given_back", what="leases")
+        try:
+            self.rates.close()
+        except Exception:
+            log.exception("not_given_back", what="rates")
         self.counters.flush()
-        self.outbox.close()
+        if ended:
+            self.outbox.close()
+        else:
+            self.outbox.sync()
 
     def remaining_nano(self, key: Key) -> int:
         """What the key may still spend: the least over its limits, from the freshest numbers

@@ -6,8 +6,10 @@ import pytest
 
 from schemas.errors import Code
 from services.backends.clock import FakeClock
-from services.backends.sql.engine import DatabaseUnavailable
+from services.backends.sql.budgets import Charge
+from services.backends.sql.engine import DatabaseUnavailable, database_now_us, read
 from services.core.errors import Refusal
+from services.core.shortfalls import WindowFull
 from services.edge.counters import Counters
 from services.edge.leases import IDLE_CLOSE_S, IDLE_RETURN_S, LeaseBook
 from tests.parts.postgres import database_url, engine  # noqa: F401
@@ -57,6 +59,10 @@ class Desk:
     def later(self, seconds):
         self.clock.sleep(seconds)
         self.book.poll()
+
+
+def left(desk, limit_id):
+    return desk.book.figures.remaining_nano(desk.book.figures.get(limit_id))
 
 
 @pytest.fixture
@@ -174,11 +180,11 @@ def test_the_headers_number_counts_holds_and_unsettled_spend(world, desk):
     held = desk.book.reserve(desk.key, USD)
     desk.book.poll()
     limits = desk.key.limit_ids
-    assert [desk.book.figures.remaining_nano(limit) for limit in limits] == [
+    assert [left(desk, limit) for limit in limits] == [
         state.limit_nano - USD for state in map(desk.book.figures.get, limits)
     ]
     desk.book.settle(held, USD // 2)  # not reported yet, counted all the same
-    assert min(desk.book.figures.remaining_nano(limit) for limit in limits) == 8 * USD - USD // 2
+    assert min(left(desk, limit) for limit in limits) == 8 * USD - USD // 2
 
 
 def test_a_free_request_has_a_lease_that_the_centre_knows(world, desk):
@@ -259,3 +265,73 @@ def test_what_did_not_fit_a_moment_ago_is_not_asked_again(world):
     with pytest.raises(Refusal):
         desk.book.reserve(desk.key, 9 * USD)
     assert calls.count("grant") >= 3
+
+
+# -- windows and caps --------------------------------------------------------------------------
+
+
+def test_a_full_window_is_refused_until_it_has_room(world):
+    world.key, _ = world.catalog.create_key(world.account.id, "w", window_5h_nano=USD)
+    desk = Desk(world)
+    held = desk.book.reserve(desk.key, USD)
+    desk.clock.advance(database_s(world) - desk.clock.now_us() / 1e6)
+    world.settle([Charge(held.lease.id, USD)])
+    desk.book.settle(held, USD)
+    with pytest.raises(WindowFull) as caught:
+        desk.book.reserve(desk.key, USD // 100)
+    refusal = caught.value
+    assert refusal.code is Code.RATE_LIMIT_EXCEEDED
+    assert refusal.message.startswith("rate_limit_5h exceeded: 1.00 / 1.00 used; resets at 20")
+    assert refusal.window.limit_nano == USD
+    assert refusal.window.left_nano == 0
+    assert 5 * 3600 - 5 < refusal.retry_after_s <= 5 * 3600 + 302
+    assert abs(refusal.window.resets_at_s - database_s(world) - refusal.retry_after_s) < 30
+
+
+def test_a_window_comes_before_the_quota_and_the_quota_before_the_wallet(world):
+    world.key, _ = world.catalog.create_key(
+        world.account.id, "w", quota_nano=USD, window_1d_nano=USD
+    )
+    desk = Desk(world)
+    with pytest.raises(WindowFull):
+        desk.book.reserve(desk.key, 99 * USD)
+    world.key = world.catalog.update_key(desk.key.id, window_1d_nano=None)
+    with pytest.raises(Refusal) as caught:
+        Desk(world).book.reserve(world.key, 99 * USD)
+    assert caught.value.code is Code.QUOTA_EXCEEDED
+
+
+def test_a_capped_model_has_a_lease_of_its_own(world):
+    org = world.catalog.create_account("org", kind="org")
+    world.wallets.move(org.id, "topup", 10 * USD, "start")
+    member = world.catalog.create_member(org.id, "ann", caps_nano={"claude-a": USD})
+    key, _ = world.catalog.create_key(org.id, "hers", member_id=member.id)
+    key = world.catalog.snapshot(0).keys[key.secret_sha256]
+    desk = Desk(world)
+    capped = desk.book.reserve(key, USD, None, "claude-a")
+    free = desk.book.reserve(key, 3 * USD, None, "claude-b")
+    assert (capped.lease.model, free.lease.model) == ("claude-a", "")
+    with pytest.raises(Refusal) as caught:
+        desk.book.reserve(key, 1, None, "claude-a")
+    assert caught.value.code is Code.QUOTA_EXCEEDED
+    assert "the member's cap for this model has $0" in caught.value.message
+    desk.book.settle(capped, 0)
+    desk.book.settle(free, 0)
+    desk.later(IDLE_CLOSE_S)
+    assert {lease.model for lease in desk.closed} == {"", "claude-a"}
+
+
+def database_s(world):
+    return read(world.engine, database_now_us) / 1e6
+
+
+def test_a_worker_that_cannot_give_back_says_that_leases_are_open(world, desk):
+    held = desk.book.reserve(desk.key, USD)
+    desk.threads.lose = True
+    with pytest.raises(DatabaseUnavailable):
+        desk.book.close_all()
+    assert not desk.closed
+    assert not desk.book.close_all()  # a request is still in flight
+    desk.book.settle(held, USD)
+    assert desk.book.close_all()
+    assert desk.closed == [held.lease]
