@@ -133,12 +133,14 @@ class Failing(NamedTuple):
 
 class Taken(NamedTuple):
     """The centre's answer to a line: `n` for the asks and in advance together, `used` of the
-    limit with them; requests only: to be used within `valid_us`, as of `bucket`."""
+    limit with them; requests only: to be used within `valid_us`, as of `bucket`; when none is left
+    there will be room in `room_us`."""
 
     n: int
     used: int
     bucket: int = 0
     valid_us: int = 0
+    room_us: int = 0
 
 
 class Ruling(msgspec.Struct, frozen=True):
@@ -198,7 +200,8 @@ class Centre:
             return Taken(n, used)
         window = self.windows[line.subject]
         bucket = window.add(self.now_us, n)
-        return Taken(n, used, bucket, window.end_us(bucket) - self.now_us)
+        room_us = 0 if used < line.limit else window.wait_us(self.now_us, used + 1 - line.limit)
+        return Taken(n, used, bucket, window.end_us(bucket) - self.now_us, room_us)
 
 
 def is_small(kind: Kind, limit: int) -> bool:

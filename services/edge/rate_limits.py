@@ -177,7 +177,7 @@ class Starts(StrictLimit):
         self.free = 0
         self.bucket = 0
         self.end_s = -math.inf
-        self.room_s = -math.inf  # when there is room again, after a refusal
+        self.room_s = 0.0  # when there is room again, if none is left
 
     @property
     def busy(self) -> bool:
@@ -198,6 +198,7 @@ class Starts(StrictLimit):
         self.free = taken.n - granted
         self.bucket = taken.bucket
         self.end_s = sent_s + taken.valid_us / 1e6
+        self.room_s = sent_s + taken.room_us / 1e6
         self.total = taken.used
 
     def deny(self, failing: Failing, now_s: float) -> None:
