@@ -46,7 +46,7 @@ def options() -> argparse.Namespace:
         help="comma-separated part of: %(default)s",
     )
     parser.add_argument("--streams", type=int, default=1000, help="open at once")
-    parser.add_argument("--drain", type=int, default=60_000, help="events of the backlog")
+    parser.add_argument("--drain", type=int, default=300_000, help="events of the backlog")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "bench", help="folder")
     return parser.parse_args()
 
@@ -209,12 +209,12 @@ def _bill(bench: Bench, gateway: Tollgate) -> Bill:
 
 
 def _drain(bench: Bench, folder: Path, events: int) -> None:
-    for kind in ("local", "kafka"):
-        own = folder / f"drain-{kind}"
+    for kind in backlog.PLACES:
+        own = folder / f"drain-{kind.replace(' + ', '-')}"
         own.mkdir()
         try:
-            with backlog.bus_section(kind, own) as section:
-                drain = backlog.measure(own, section, events)
+            with backlog.place(kind, own) as where:
+                drain = backlog.measure(own, where, events)
         except Unavailable as error:
             print(f"drain on {kind}: {error}", flush=True)
             continue

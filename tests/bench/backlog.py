@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine, make_url, text
 
 from schemas.config import Config
 from schemas.errors import Outcome
@@ -31,10 +32,11 @@ from services.core.prices import PriceVersion
 from services.core.rating import rate
 from services.meter.bootstrap import open_bus, open_database
 from tests.bench.gateways import Unavailable
-from tests.bench.process import stop
+from tests.bench.process import cpu_s, family, stop
 from tests.bench.results import Drain, Drained
 from tests.bench.tollgate import PROGRAM
 from tests.parts.kafka import LIBS, Broker
+from tests.parts.postgres import postgres_url
 from tests.parts.stack import write_config
 
 ACCOUNTS = 12
@@ -45,36 +47,59 @@ LIMIT_S = 500.0
 ROLES = ("relay", "ledger", "clickhouse")
 
 
+class Place(NamedTuple):
+    """Where a backlog is drained: sections of the configuration, and the servers that take part:
+    what they are -> the process and its children."""
+
+    name: str
+    sections: dict[str, dict]
+    servers: dict[str, int]
+
+
+PLACES = ("local", "kafka", "kafka + postgres")
+
+
 @contextmanager
-def bus_section(kind: str, folder: Path) -> Iterator[dict]:
-    """The bus of the configuration; for kafka a broker of its own. Raises Unavailable."""
-    if kind == "local":
-        yield {"kind": "local"}
+def place(name: str, folder: Path) -> Iterator[Place]:
+    """One of PLACES, with a broker and a database server of its own. Raises Unavailable."""
+    if name == "local":
+        yield Place(name, {"bus": {"kind": "local"}}, {})
         return
     if not LIBS.exists() or shutil.which("java") is None:
         raise Unavailable("no broker is installed, see scripts/install-kafka")
     (folder / "broker").mkdir()
     broker = Broker(folder / "broker")
     broker.start()
+    sections = {"bus": {"kind": "kafka", "bootstrap": [broker.bootstrap]}}
+    servers = {"broker": broker.pid}
+    if name.endswith("postgres"):
+        url = postgres_url(migrated=False)
+        sections["database"] = {"url": url}
+        servers["database"] = _postmaster(url)
     try:
-        yield {"kind": "kafka", "bootstrap": [broker.bootstrap]}
+        yield Place(name, sections, servers)
     finally:
         broker.stop()
 
 
-def measure(folder: Path, bus: dict, count: int) -> Drain:
+def _postmaster(url: str) -> int:
+    host = str(make_url(url).query["host"])
+    return int((Path(host) / "postmaster.pid").read_text().split()[0])
+
+
+def measure(folder: Path, where: Place, count: int) -> Drain:
     """A new installation in `folder`, a backlog of about `count` events, each role alone."""
     config_file, data_dir = folder / "tollgate.toml", folder / "data"
     channel = {"name": "main", "dialect": "anthropic", "base_url": "http://127.0.0.1:9"}
     channels = [{**channel, "models": [MODEL], "groups": ["default"]}]
-    write_config(config_file, {"bus": bus}, channels)
+    write_config(config_file, where.sections, channels)
     data_dir.mkdir()
     config = settings.load(config_file, {}, data_dir=str(data_dir))
     apply(config)
     engine = open_database(config)
     rows, append_us = fill(config, engine, count)
-    roles = drain(config_file, config, engine, rows)
-    return Drain(bus=bus["kind"], events=rows, append_us=append_us, roles=roles)
+    roles = drain(config_file, config, engine, rows, where.servers)
+    return Drain(bus=where.name, events=rows, append_us=append_us, roles=roles)
 
 
 def fill(config: Config, engine: Engine, count: int) -> tuple[int, float]:
@@ -182,7 +207,9 @@ class _Writer:
         )
 
 
-def drain(config_file: Path, config: Config, engine: Engine, rows: int) -> list[Drained]:
+def drain(
+    config_file: Path, config: Config, engine: Engine, rows: int, servers: dict[str, int]
+) -> list[Drained]:
     """Runs each role alone until it has taken `rows` events of the outbox, and all on the bus."""
     bus = open_bus(config)
     bus.ensure_topics()
@@ -197,14 +224,19 @@ def drain(config_file: Path, config: Config, engine: Engine, rows: int) -> list[
     try:
         for role in ROLES:
             target = rows if role == "relay" else _on_bus(bus)
-            done.append(_run_role(config_file, config, role, taken[role], target))
+            done.append(_run_role(config_file, config, role, taken[role], target, servers))
     finally:
         bus.close()
     return done
 
 
 def _run_role(
-    config_file: Path, config: Config, role: str, taken: Callable[[], int], target: int
+    config_file: Path,
+    config: Config,
+    role: str,
+    taken: Callable[[], int],
+    target: int,
+    servers: dict[str, int],
 ) -> Drained:
     command = [str(PROGRAM), "meter", "--roles", role, "--config", str(config_file)]
     log = Path(config.data_dir) / f"{role}.log"
@@ -213,7 +245,9 @@ def _run_role(
             [*command, "--data-dir", config.data_dir], stdout=out, stderr=out, env=dict(os.environ)
         )
     try:
+        pids = {role: process.pid, **servers}
         first_s, first, count = 0.0, 0, 0
+        used: dict[str, float] = {}
         deadline = time.monotonic() + LIMIT_S
         while count < target:
             if process.poll() is not None or time.monotonic() > deadline:
@@ -222,7 +256,10 @@ def _run_role(
             count = taken()
             if count and not first:
                 first_s, first = time.monotonic(), count
-        return Drained(role, target - first, max(time.monotonic() - first_s, 0.001))
+                used = {name: cpu_s(family(pid)) for name, pid in pids.items()}
+        took_s = max(time.monotonic() - first_s, 0.001)
+        spent = {name: cpu_s(family(pid)) - used[name] for name, pid in pids.items()}
+        return Drained(role, target - first, took_s, spent)
     finally:
         stop(process)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from html import escape
 
 from tests.bench.answers import CASES, Case
-from tests.bench.results import Bench
+from tests.bench.results import Bench, Drained
 
 _COLOURS = {
     "direct": "#9aa5b1",
@@ -162,15 +162,21 @@ def _drains(bench: Bench) -> str:
             drain.bus,
             f"{drain.events:,}",
             f"{drain.append_us:.0f}",
-            *(f"{role.rate:,.0f} ({300_000 / role.rate:.0f} s)" for role in drain.roles),
+            *(_drained(role) for role in drain.roles),
         )
         for drain in bench.drains
     ]
     head = ("bus", "events", "append, us", *(role.role for role in bench.drains[0].roles))
     return (
-        "Events per second, each role alone; in brackets the time for 300,000. SQLite and embedded "
-        "ClickHouse.\n\n" + _table(head, rows)
+        "Events per second, each role alone; in brackets the time for 300,000; then the CPU each "
+        "process had meanwhile, in cores. SQLite where PostgreSQL is not named; ClickHouse is the "
+        "embedded one, in the role's process.\n\n" + _table(head, rows)
     )
+
+
+def _drained(role: Drained) -> str:
+    cores = ", ".join(f"{name} {used / role.seconds:.2f}" for name, used in role.cpu_s.items())
+    return f"{role.rate:,.0f} ({300_000 / role.rate:.0f} s); {cores}"
 
 
 def plot(bench: Bench) -> str:

@@ -78,6 +78,7 @@ class Drained(msgspec.Struct):
     role: str
     events: int
     seconds: float
+    cpu_s: dict[str, float]
 
     @property
     def rate(self) -> float:
@@ -85,7 +86,7 @@ class Drained(msgspec.Struct):
 
 
 class Drain(msgspec.Struct):
-    """How a backlog of `events` was drained; `bus` local or kafka."""
+    """How a backlog of `events` was drained; `bus` is one of `backlog.PLACES`."""
 
     bus: str
     events: int

@@ -123,6 +123,11 @@ class Broker:
     def running(self) -> bool:
         return self._process is not None
 
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
     def send_signal(self, number: signal.Signals) -> None:
         """SIGSTOP and SIGCONT: a machine that hangs."""
         assert self._process is not None
