@@ -6,6 +6,7 @@ import click
 import msgspec
 
 from services.cli.context import Cli, Group
+from services.meter.booked import Booked
 from services.meter.bootstrap import entry_reader, open_bus, open_database
 
 
@@ -73,7 +74,8 @@ def clickhouse(cli: Cli) -> None:
     bus = open_bus(config)
     store = open_store(config)
     try:
-        result = ClickHouseRebuild(store, Plans(open_database(config)), bus).run()
+        engine = open_database(config)
+        result = ClickHouseRebuild(store, Plans(engine), bus, Booked(engine)).run()
     finally:
         store.close()
         bus.close()

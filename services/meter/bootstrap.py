@@ -27,7 +27,7 @@ from services.backends.sql.plans import Plans
 from services.backends.telemetry import get_logger
 from services.core.prices import PriceVersion
 from services.meter.consumer import Consumer
-from services.meter.dead import Limits
+from services.meter.dead import Limits, TimeLimits
 from services.meter.entries import EntryReader
 from services.meter.gauges import BooksGauges, ConsumerGauges, Refresh
 from services.meter.ledger_sink import LedgerSink
@@ -74,7 +74,9 @@ def entry_reader(engine: Engine, config: Config) -> EntryReader:
         except NotInCatalog:
             return None
 
-    return EntryReader(has_account, load_prices)
+    meter = config.meter
+    times = TimeLimits(round(meter.future_max_s * 1e6), meter.age_max_days * 86_400_000_000)
+    return EntryReader(has_account, load_prices, times)
 
 
 class Meter:
@@ -174,6 +176,7 @@ class Meter:
             Refresh(gauges, ClickHouseGauges(store, Figures(self._engine))).run(stop)
 
     def _clickhouse(self, stop: threading.Event, gauges: ConsumerGauges) -> None:
+        from services.meter.booked import Booked
         from services.meter.clickhouse_sink import ClickHouseSink
 
         store = self._analytics.wait(stop)
@@ -181,7 +184,7 @@ class Meter:
             return
         consumer = Consumer(
             self._bus,
-            ClickHouseSink(store, Plans(self._engine), self._bus),
+            ClickHouseSink(store, Plans(self._engine), self._bus, Booked(self._engine)),
             batch=self._config.meter.clickhouse_batch,
             wait_s=self._config.meter.clickhouse_wait_s,
             beat=_both(self._beat("clickhouse"), gauges.turned),

@@ -1,4 +1,4 @@
-"""Log -> ClickHouse: plan, insert, confirm; every event's row once, whatever dies when.
+"""Log -> ClickHouse: plan, insert, confirm; every booked terminal's row once, whatever dies when.
 
 A range of the log is *planned* (stored in SQL as OPEN with the hash of its rows), *inserted* under
 a token made of the range and the hash, and *confirmed* (DONE, with the position, in one
@@ -6,31 +6,42 @@ transaction). An OPEN plan is never cut anew: after any crash or unknown result 
 is read again, must give the same hash, and is inserted under the same token until acknowledged, so
 ClickHouse stores it once. Events that the log holds twice are found by a look-up before the plan
 (`resends` tells which can be such); the plan keeps what was found, for a look-up after a first try
-would find the try's own rows.
+would find the try's own rows, and what the ledger had set aside, for that may be booked meanwhile.
 
 ClickHouse down means TryLater: positions stay, the log keeps what is not inserted.
 """
 
 import hashlib
 import time
-from collections.abc import Iterable
-from typing import Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple, Protocol
 
-from schemas.events import TOPIC, AnyEvent, Error, Usage
+from schemas.events import TOPIC
 from services.backends.bus.port import Bus, BusUnavailable, Message, OffsetOutOfRange
 from services.backends.clickhouse.client import ClickHouseUnavailable, QueryRefused
-from services.backends.clickhouse.rows import Place, Stored
+from services.backends.clickhouse.rows import Stored
 from services.backends.clickhouse.store import RequestStore
 from services.backends.lifecycle import crash_point
 from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.sql.plans import Claim, Plan, Plans
 from services.backends.telemetry import get_logger, metric
+from services.meter.booked import Fates, Terminal, terminals
 from services.meter.consumer import Halt, NotOwner, Position, TryLater
-from services.meter.dead import Poison, event_id_of, read_event
+from services.meter.dead import event_id_of
 from services.meter.resends import Resends
 
 _TABLE_EPOCH: Final = 1
 _HASH_IN_TOKEN: Final = 16
+_BOOKS_WAIT_S: Final = 1.0
+_BOOKS_POLL_S: Final = 0.02
+
+
+class Books(Protocol):
+    """What the sink asks of the ledger: `services.meter.booked.Booked`."""
+
+    def reached(self, partition: int) -> int: ...
+
+    def fates(self, partition: int, messages: Sequence[Message]) -> Fates: ...
 
 
 class _Cut(NamedTuple):
@@ -38,6 +49,10 @@ class _Cut(NamedTuple):
 
     plan: Plan
     rows: list[Stored]
+
+    @classmethod
+    def of(cls, plan: Plan, found: list[Terminal]) -> "_Cut":
+        return cls(plan, [each.row for each in found])
 
 
 class _Partition:
@@ -57,10 +72,13 @@ class ClickHouseSink:
 
     group = "clickhouse"
 
-    def __init__(self, store: RequestStore, plans: Plans, bus: Bus, *, topic: str = TOPIC) -> None:
+    def __init__(
+        self, store: RequestStore, plans: Plans, bus: Bus, booked: Books, *, topic: str = TOPIC
+    ) -> None:
         self._store = store
         self._plans = plans
         self._bus = bus
+        self._booked = booked
         self._topic = topic
         self._owned: dict[int, _Partition] = {}
         self._log = get_logger().bind(sink=self.group)
@@ -107,8 +125,8 @@ class ClickHouseSink:
             owned.cut, owned.left_open = self._cut_again(owned.left_open), None
         if owned.cut is not None:
             self._insert(owned, owned.cut)
-        fresh = [m for m in messages if m.offset >= owned.next_offset]
-        if fresh:
+        while fresh := [m for m in messages if m.offset >= owned.next_offset]:
+            fresh = self._wait_for_books(partition, fresh)
             started_s = time.monotonic()
             cut = self._cut(owned, partition, fresh)
             started_s = self._stage("cut", started_s)
@@ -120,6 +138,20 @@ class ClickHouseSink:
             metric("tollgate_ch_dedup_dropped_total").inc(len(cut.plan.dropped))
             crash_point("clickhouse.planned")
             self._insert(owned, cut)
+
+    def _wait_for_books(self, partition: int, fresh: list[Message]) -> list[Message]:
+        """Those of `fresh` that the ledger has taken, at least one. Raises TryLater."""
+        deadline_s = time.monotonic() + _BOOKS_WAIT_S
+        while True:
+            reached = self._booked.reached(partition)
+            if fresh[-1].offset < reached:
+                return fresh
+            if time.monotonic() >= deadline_s:
+                taken = [message for message in fresh if message.offset < reached]
+                if taken:
+                    return taken
+                raise TryLater(f"the ledger is at offset {reached} of partition {partition}")
+            time.sleep(_BOOKS_POLL_S)
 
     def _insert(self, owned: _Partition, cut: _Cut) -> None:
         """Brings an open plan to DONE; may be repeated until it succeeds."""
@@ -146,23 +178,25 @@ class ClickHouseSink:
     def _cut(self, owned: _Partition, partition: int, messages: list[Message]) -> _Cut:
         """A new range from the position on, without the events that the tables hold already.
         Unless it is planned next, the partition must be claimed again."""
-        rows = terminal_rows(messages, frozenset())
+        fates = self._booked.fates(partition, messages)
+        found = terminals(messages, fates)
+        rows = [each.row for each in found]
         stored = self._store.stored_event_ids(owned.resends.possible(rows))
         owned.resends.planned(rows, stored)
         if stored:
-            rows = [row for row in rows if row.event.event_id not in stored]
+            found = [each for each in found if each.row.event.event_id not in stored]
         plan = Plan(
             topic=self._topic,
             partition=partition,
             first=owned.next_offset,
             last=messages[-1].offset,
             last_event_id=event_id_of(messages[-1].value),
-            n_rows=len(rows),
-            dropped=tuple(sorted(stored)),
-            sha256=_sha256(rows, messages),
+            n_rows=len(found),
+            dropped=(*sorted(stored), *sorted(fates.set_aside)),
+            sha256=_sha256(found),
             table_epoch=_TABLE_EPOCH,
         )
-        return _Cut(plan, rows)
+        return _Cut.of(plan, found)
 
     def _cut_again(self, plan: Plan) -> _Cut:
         """The rows of a plan that an earlier owner left open. Raises Halt when the log's range
@@ -172,10 +206,13 @@ class ClickHouseSink:
             messages = list(self._bus.read(plan.topic, plan.partition, plan.first, plan.last))
         except OffsetOutOfRange as ex:
             raise Halt(f"{at}: an open plan's range is no longer in the log: {ex}") from ex
-        rows = terminal_rows(messages, frozenset(plan.dropped))
-        if len(rows) != plan.n_rows or _sha256(rows, messages) != plan.sha256:
+        dropped = [each for each in plan.dropped if isinstance(each, str)]
+        set_aside = frozenset(each for each in plan.dropped if isinstance(each, int))
+        fates = self._booked.fates(plan.partition, messages)._replace(set_aside=set_aside)
+        found = terminals(messages, fates, dropped)
+        if len(found) != plan.n_rows or _sha256(found) != plan.sha256:
             raise Halt(f"{at}: the log holds other events there than were planned")
-        return _Cut(plan, rows)
+        return _Cut.of(plan, found)
 
 
 def token(plan: Plan) -> str:
@@ -184,29 +221,10 @@ def token(plan: Plan) -> str:
     return f"{plan.topic}:{plan.partition}:{plan.first}-{plan.last}:{plan.sha256[:_HASH_IN_TOKEN]}"
 
 
-def terminal_rows(messages: Iterable[Message], dropped: frozenset[str]) -> list[Stored]:
-    """The terminal events of a range, each id once. What cannot be read is left to the ledger sink,
-    which keeps it as dead; what it refuses for another reason has a row all the same."""
-    rows: list[Stored] = []
-    seen = set(dropped)
-    for message in messages:
-        event: AnyEvent | None
-        try:
-            event = read_event(message.value, message.timestamp_us)
-        except Poison as ex:
-            event = ex.event
-        if isinstance(event, Usage | Error) and event.event_id not in seen:
-            seen.add(event.event_id)
-            rows.append(Stored(event, Place(message.offset, message.timestamp_us)))
-    return rows
-
-
-def _sha256(rows: list[Stored], messages: list[Message]) -> str:
+def _sha256(found: list[Terminal]) -> str:
     """Of the rows' offsets and bytes, in order."""
-    kept = {row.place.offset for row in rows}
     digest = hashlib.sha256()
-    for message in messages:
-        if message.offset in kept:
-            digest.update(b"%d:%d:" % (message.offset, len(message.value)))
-            digest.update(message.value)
+    for message, row in found:
+        digest.update(b"%d:%d:" % (row.place.offset, len(message.value)))
+        digest.update(message.value)
     return digest.hexdigest()

@@ -15,8 +15,7 @@ import msgspec
 
 from schemas.events import VERSION, AnyEvent, decode
 
-FUTURE_MAX_US: Final = 300 * 1_000_000
-AGE_MAX_US: Final = 400 * 86_400 * 1_000_000
+_DAY_US: Final = 86_400 * 1_000_000
 _BODY_MAX_BYTES: Final = 1024 * 1024
 _RECENT: Final = 2000
 _RECENT_MIN: Final = 200
@@ -77,8 +76,8 @@ def event_id_of(body: bytes) -> str:
     return _NO_ID + hashlib.sha256(body).hexdigest()
 
 
-def read_event(body: bytes, logged_at_us: int) -> AnyEvent:
-    """The event in `body`, which the log took at `logged_at_us` (0: unknown). Raises Poison."""
+def read_event(body: bytes) -> AnyEvent:
+    """The event in `body`. Raises Poison."""
     if len(body) > _BODY_MAX_BYTES:
         raise Poison(Reason.OUT_OF_RANGE, f"{len(body)} bytes")
     try:
@@ -91,8 +90,6 @@ def read_event(body: bytes, logged_at_us: int) -> AnyEvent:
         raise Poison(Reason.UNKNOWN_VERSION, f"v = {event.v}")
     if _NUL in body and _holds_nul(msgspec.to_builtins(event)):
         raise Poison(Reason.BAD_SCHEMA, "a text holds NUL, which PostgreSQL cannot store")
-    if logged_at_us:
-        _check_time(event, logged_at_us)
     return event
 
 
@@ -105,12 +102,19 @@ def _holds_nul(value: Any) -> bool:
     return isinstance(value, list) and any(_holds_nul(item) for item in value)
 
 
-def _check_time(event: AnyEvent, logged_at_us: int) -> None:
-    ahead_us = event.occurred_at - logged_at_us
-    if ahead_us > FUTURE_MAX_US:
-        raise Poison(Reason.FUTURE_CLOCK, f"{ahead_us // 1_000_000} s ahead of the log", event)
-    if -ahead_us > AGE_MAX_US:
-        raise Poison(Reason.TOO_OLD, f"{-ahead_us // 86_400_000_000} days before the log", event)
+class TimeLimits(msgspec.Struct, frozen=True):
+    """How far an event's own time may be from the moment when the log took it."""
+
+    future_max_us: int = 300 * 1_000_000
+    age_max_us: int = 400 * _DAY_US
+
+    def check(self, event: AnyEvent, logged_at_us: int) -> None:
+        """Raises Poison."""
+        ahead_us = event.occurred_at - logged_at_us
+        if ahead_us > self.future_max_us:
+            raise Poison(Reason.FUTURE_CLOCK, f"{ahead_us // 1_000_000} s ahead of the log", event)
+        if -ahead_us > self.age_max_us:
+            raise Poison(Reason.TOO_OLD, f"{-ahead_us // _DAY_US} days before the log", event)
 
 
 def _reason_of(body: bytes, message: str) -> Reason:

@@ -3,7 +3,7 @@
 A dead event is noted as applied and stands in the log for good, so replaying it does not touch the
 log: the stored bytes are read again, and what the sink would have done with them is done in one
 transaction with the change of their state. So a second replay, a replay of the log and a rebuild
-all find it done.
+all find it done. A booked terminal is sent once more, for its row of the analytics tables.
 """
 
 from collections.abc import Callable
@@ -11,15 +11,16 @@ from collections.abc import Callable
 import msgspec
 from sqlalchemy import Connection, Engine
 
+from schemas.events import Error, Usage
 from services.backends.bus.port import Message
 from services.backends.sql import dead_events
 from services.backends.sql.budgets import Budgets, Charge, SettleRefused
 from services.backends.sql.dead_events import DEAD, DISMISSED, REPLAYED, DeadEvent, DeadEvents
 from services.backends.sql.engine import database_now_us, write
 from services.backends.sql.ledger import LedgerStore
-from services.backends.sql.outbox import audit
+from services.backends.sql.outbox import audit, send_again
 from services.meter.booking import Booking, Refused
-from services.meter.dead import FUTURE_MAX_US, UNREADABLE, Poison, Reason, body_hash
+from services.meter.dead import UNREADABLE, Poison, Reason, TimeLimits, body_hash
 from services.meter.entries import Entry, EntryReader
 
 _UNCOUNTED = (Reason.UNKNOWN_LEASE, Reason.LEASE_OVERDRAWN, Reason.LATE, Reason.HASH_CONFLICT)
@@ -56,7 +57,8 @@ class DeadRepair:
 
         The time of the event is not held against it again, unless it is still to come. Raises
         StillDead, AlreadyClosed."""
-        entry = self._read(self._events.get(dead_id))
+        reader = self._new_reader()
+        entry = _read(reader, self._events.get(dead_id))
 
         def fn(connection: Connection) -> bool:
             row = dead_events.lock(connection, dead_id)
@@ -64,10 +66,12 @@ class DeadRepair:
                 return False
             if row.reason == Reason.LATE:
                 raise StillDead("late: it is booked as our loss already; dismiss it")
-            _require_sound(connection, row, entry)
+            _require_sound(connection, row, entry, reader.times)
             booking = Booking(self._store, self._budgets, row.topic)
             booking.rebook(connection, entry, counted=_counted(row))
             self._close(connection, row, REPLAYED, actor)
+            if isinstance(entry.event, Usage | Error):  # its row of the analytics tables
+                send_again(connection, row.event_id, row.account_id, row.body)
             return True
 
         try:
@@ -91,10 +95,6 @@ class DeadRepair:
             return True
 
         return write(self._engine, fn)
-
-    def _read(self, row: DeadEvent) -> Entry:
-        message = Message(row.topic, row.partition, row.offset, row.account_id, row.body, 0)
-        return self._new_reader().read([message])[0]
 
     def _book_late(self, dead_id: int, entry: Entry, poison: Poison) -> None:
         """Its lease ended meanwhile: the loss is ours, and the event is late from now on."""
@@ -154,12 +154,17 @@ def _counted(row: DeadEvent) -> bool:
     return place.kind in ("request", "error")
 
 
-def _require_sound(connection: Connection, row: DeadEvent, entry: Entry) -> None:
+def _read(reader: EntryReader, row: DeadEvent) -> Entry:
+    message = Message(row.topic, row.partition, row.offset, row.account_id, row.body, 0)
+    return reader.read([message])[0]
+
+
+def _require_sound(connection: Connection, row: DeadEvent, entry: Entry, times: TimeLimits) -> None:
     if entry.poison is not None:
         raise StillDead(str(entry.poison))
     assert entry.event is not None
     ahead_us = entry.event.occurred_at - database_now_us(connection)
-    if ahead_us > FUTURE_MAX_US:
+    if ahead_us > times.future_max_us:
         raise StillDead(f"{Reason.FUTURE_CLOCK}: still {ahead_us // 1_000_000} s ahead")
     if entry.event_id != row.event_id:
         raise StillDead(f"{row.reason}: it was taken as {row.event_id}")

@@ -8,7 +8,15 @@ import msgspec
 from schemas.events import AnyEvent, Error, LeaseClosed, Request, Usage, WalletMovement
 from services.backends.bus.port import Message
 from services.core.prices import PriceVersion
-from services.meter.dead import UNREADABLE, Poison, Reason, body_hash, event_id_of, read_event
+from services.meter.dead import (
+    UNREADABLE,
+    Poison,
+    Reason,
+    TimeLimits,
+    body_hash,
+    event_id_of,
+    read_event,
+)
 from services.meter.rerate import Rerate
 
 _KNOWN_ACCOUNTS: Final = 100_000
@@ -41,7 +49,9 @@ class EntryReader:
         self,
         has_account: Callable[[str], bool],
         load_prices: Callable[[str], PriceVersion | None],
+        times: TimeLimits = TimeLimits(),
     ) -> None:
+        self.times = times
         self._has_account = has_account
         self._accounts: set[str] = set()
         self._rerate = Rerate(load_prices)
@@ -55,7 +65,9 @@ class EntryReader:
         hashed = body_hash(body)
         event: AnyEvent | None = None
         try:
-            event = read_event(body, message.timestamp_us)
+            event = read_event(body)
+            if message.timestamp_us:  # 0: the time was held against it before
+                self.times.check(event, message.timestamp_us)
             self._check(event)
         except Poison as ex:
             event = event or ex.event

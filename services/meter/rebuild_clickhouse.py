@@ -1,9 +1,10 @@
 """The analytics tables once more, from the log, while readers and the sink go on.
 
-A second pair of tables is filled up to the end of the log. Then, for the milliseconds in which the
-sink is kept from planning, the newest rows are copied over and the pairs are exchanged: a reader
-finds every row before and after. What the sink has inserted since the fill ended is filled from
-the log as well, for the old pair may have been wrong; rows that come twice meet under one sort key.
+A second pair of tables is filled up to where the ledger is in the log. Then, for the milliseconds
+in which the sink is kept from planning, the newest rows are copied over and the pairs are
+exchanged: a reader finds every row before and after. What the sink has inserted since the fill
+ended is filled from the log as well, for the old pair may have been wrong; rows that come twice
+meet under one sort key.
 """
 
 from itertools import islice
@@ -17,7 +18,7 @@ from services.backends.clickhouse.next_tables import NextTables
 from services.backends.clickhouse.store import RangeTotals, RequestStore
 from services.backends.sql.plans import Plans
 from services.core.ids import uuid7_hex
-from services.meter.clickhouse_sink import terminal_rows
+from services.meter.booked import Booked, terminals
 
 _BATCH: Final = 5_000
 _CLOSE_EVENTS: Final = 10_000  # so few rows are copied in milliseconds
@@ -54,11 +55,14 @@ class ClickHouseRebuild:
     """Raises ClickHouseUnavailable, QueryRefused, BusUnavailable, DatabaseUnavailable: nothing
     was exchanged then, unless `exchanged`; run it again."""
 
-    def __init__(self, store: RequestStore, plans: Plans, bus: Bus, *, topic: str = TOPIC) -> None:
+    def __init__(
+        self, store: RequestStore, plans: Plans, bus: Bus, booked: Booked, *, topic: str = TOPIC
+    ) -> None:
         self._store = store
         self._next = NextTables(store.clickhouse)
         self._plans = plans
         self._bus = bus
+        self._booked = booked
         self._topic = topic
         self._filled: dict[int, int] = {}
         self._run_id = uuid7_hex()  # old tokens name other tables' blocks
@@ -97,7 +101,7 @@ class ClickHouseRebuild:
         """How many events of the log were read."""
         before = self.events
         for partition, (_, end) in self._bus.bounds(self._topic).items():
-            self._fill(self._next.store, partition, end)
+            self._fill(self._next.store, partition, min(end, self._booked.reached(partition)))
         return self.events - before
 
     def _fill(self, into: RequestStore, partition: int, end: int) -> None:
@@ -106,7 +110,8 @@ class ClickHouseRebuild:
             return
         messages = self._bus.read(self._topic, partition, first, end - 1)
         while batch := list(islice(messages, _BATCH)):
-            rows = terminal_rows(batch, frozenset())
+            fates = self._booked.fates(partition, batch)
+            rows = [each.row for each in terminals(batch, fates)]
             # The sink may have put its own row of this very range there: it counts for nothing,
             # for its attempts may lie in the old table.
             stored = into.stored_event_ids(rows, below=batch[0].offset)

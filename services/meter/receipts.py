@@ -42,7 +42,7 @@ class Receipts:
             messages = list(
                 self._bus.read(place.topic, place.partition, place.offset, place.offset)
             )
-            event = read_event(messages[0].value, 0)
+            event = read_event(messages[0].value)
         except (OffsetOutOfRange, Poison) as ex:
             raise NoReceipt(f"the log no longer holds {request_id!r}") from ex
         if (

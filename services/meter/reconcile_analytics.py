@@ -56,20 +56,21 @@ class AnalyticsPass:
         self._expected: dict[int, _Sums] = {}
 
     def expect(self, original: Original) -> None:
-        """A terminal that can be read is one row; other events are none."""
+        """A terminal that the ledger booked is one row; everything else is none."""
         event = original.read.event
         if not isinstance(event, Usage | Error):
             return
         facts = _facts(event)
-        sums = self._expected.setdefault(original.read.message.offset // _RANGE, _Sums())
         _, _, _, _, cost_nano, written_off_nano, provider_cost_nano = facts
+        if original.dead:
+            self._report.set_aside.add(1, cost_nano, written_off_nano, provider_cost_nano)
+            return
+        sums = self._expected.setdefault(original.read.message.offset // _RANGE, _Sums())
         sums.rows += 1
         sums.cost_nano += cost_nano
         sums.written_off_nano += written_off_nano
         sums.provider_cost_nano += provider_cost_nano
         sums.hash ^= _hash(facts)
-        if original.dead:
-            self._report.set_aside.add(1, cost_nano, written_off_nano, provider_cost_nano)
 
     def compare(
         self,
@@ -123,7 +124,7 @@ class AnalyticsPass:
     ) -> None:
         log = {}
         for original in originals:
-            if isinstance(original.read.event, Usage | Error):
+            if isinstance(original.read.event, Usage | Error) and not original.dead:
                 log[original.read.event_id] = _facts(original.read.event)[1:]
         for row in self._rows(partition, first, end):
             wanted = log.pop(row[0], None)

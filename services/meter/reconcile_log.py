@@ -213,7 +213,7 @@ class LogPass:
 def _read(message: Message) -> Read:
     event: AnyEvent | None = None
     try:
-        event = read_event(message.value, message.timestamp_us)
+        event = read_event(message.value)
     except Poison as ex:
         event = ex.event
     return Read(message, event_id_of(message.value), body_hash(message.value), event)

@@ -41,8 +41,8 @@ class Totals(msgspec.Struct):
 
 class Report(msgspec.Struct):
     """`exit_code` 0: everything up to the watermark is equal, 1: different, 2: a part has not
-    reached the watermark, and `lagging` names it. `set_aside` terminals are in log and ClickHouse,
-    but dead to the ledger."""
+    reached the watermark, and `lagging` names it. `set_aside` terminals are in the log alone:
+    dead to the ledger, and so without a row in ClickHouse."""
 
     exit_code: int = EQUAL
     lagging: list[str] = []

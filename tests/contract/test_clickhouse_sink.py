@@ -10,10 +10,11 @@ from services.backends.clickhouse.store import RequestStore
 from services.backends.sql.engine import DatabaseUnavailable, open_engine
 from services.backends.sql.migrate import upgrade
 from services.backends.sql.plans import Plan, Plans
+from services.meter.booked import NOTHING_DEAD, Fates
 from services.meter.clickhouse_sink import ClickHouseSink, token
 from services.meter.consumer import Halt, NotOwner, Position, TryLater
 from tests.parts.clickhouse import HTTP, stop_merges
-from tests.parts.terminals import error, request, usage
+from tests.parts.terminals import AllBooked, error, request, usage
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures"]
 
@@ -29,11 +30,12 @@ class House:
         self.producer = self.bus.producer()
         self.clickhouse = clickhouse
         self.plans = Plans(self.engine)
+        self.booked = AllBooked()
         self.sink = self.new_sink()
 
     def new_sink(self, plans=None):
         store = RequestStore(self.clickhouse)
-        return ClickHouseSink(store, plans or self.plans, self.bus)
+        return ClickHouseSink(store, plans or self.plans, self.bus, self.booked)
 
     def log(self, *values):
         """Appends events (or raw bytes) and returns their messages."""
@@ -177,6 +179,76 @@ def test_what_was_released_or_never_claimed_is_refused(house):
     house.sink.release(0)
     with pytest.raises(NotOwner):
         house.sink.handle(0, batch)
+
+
+class Pace(AllBooked):
+    """A ledger that comes as far as a test lets it."""
+
+    def __init__(self):
+        self.at = 0
+        self.told = NOTHING_DEAD
+
+    def reached(self, partition):
+        return self.at
+
+    def fates(self, partition, messages):
+        offsets = {message.offset for message in messages}
+        places = {at: first for at, first in self.told.places.items() if at in offsets}
+        return Fates(self.told.set_aside & offsets, places)
+
+
+def test_rows_follow_the_ledger_and_never_overtake_it(house, monkeypatch):
+    monkeypatch.setattr("services.meter.clickhouse_sink._BOOKS_WAIT_S", 0.05)
+    house.booked = Pace()
+    sink = house.new_sink()
+    sink.claim(0)
+    batch = house.log(usage(1), usage(2), usage(3))
+    with pytest.raises(TryLater, match="the ledger is at offset 0"):
+        sink.handle(0, batch)
+    assert house.count() == 0
+    house.booked.at = 2
+    with pytest.raises(TryLater, match="the ledger is at offset 2"):
+        sink.handle(0, batch)
+    assert (house.count(), house.next_offset()) == (2, 2)
+    house.booked.at = 3
+    sink.handle(0, batch)
+    assert sorted(house.ids()) == sorted(usage(n).event_id for n in (1, 2, 3))
+
+
+def test_what_the_ledger_set_aside_has_a_row_once_it_was_replayed(house):
+    house.booked = Pace()
+    house.booked.at = 10
+    house.booked.told = Fates(frozenset({1}))
+    sink = house.new_sink()
+    sink.claim(0)
+    sink.handle(0, house.log(usage(1), usage(2), usage(3)))
+    assert sorted(house.ids()) == sorted(usage(n).event_id for n in (1, 3))
+    house.booked.told = Fates(frozenset({1, 3}))
+    sink.handle(0, house.log(usage(2)))  # the relay sends it again while it is dead
+    assert house.count() == 2
+    house.booked.told = Fates(frozenset(), {3: 1, 4: 1, 5: 1})
+    for _ in range(2):
+        sink.handle(0, house.log(usage(2)))
+    assert sorted(house.ids()) == sorted(usage(n).event_id for n in (1, 2, 3))
+    at = house.clickhouse.select("SELECT event_id, log_offset FROM requests").rows
+    assert dict(at)[usage(2).event_id] == 1, "where it stood first"
+
+
+def test_an_open_plan_does_not_change_when_its_events_are_replayed_meanwhile(house):
+    house.booked = Pace()
+    house.booked.at = 10
+    house.booked.told = Fates(frozenset({1}))
+    batch = house.log(usage(1), usage(2), usage(3))
+    dying = house.new_sink(plans=LostDone(house.plans, lost_before=True))
+    dying.claim(0)
+    with pytest.raises(TryLater):
+        dying.handle(0, batch)
+    house.booked.told = Fates(frozenset(), {3: 1})
+    heir = house.new_sink()
+    heir.claim(0)
+    heir.handle(0, batch + house.log(usage(2)))
+    assert sorted(house.ids()) == sorted(usage(n).event_id for n in (1, 2, 3))
+    assert house.count() == 3
 
 
 class LostOpen:

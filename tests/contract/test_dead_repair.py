@@ -15,6 +15,7 @@ from services.backends.sql.incarnations import Incarnations, NoSuchIncarnation
 from services.backends.sql.tables import account, limit_row, sql_outbox
 from services.core.ids import uuid7_text
 from services.core.prices import Overrides, PriceBook
+from services.meter.dead import TimeLimits
 from services.meter.dead_repair import AlreadyClosed, DeadRepair, StillDead
 from tests.parts.books import MODEL, USD, Books, now_us, record, records
 from tests.parts.postgres import database_url  # noqa: F401
@@ -220,6 +221,20 @@ def test_a_lease_that_ended_meanwhile_makes_the_replay_our_loss(books):
     books.check()
 
 
+@pytest.mark.parametrize("ahead_s", [-3_600, 3_600])
+def test_how_far_an_events_time_may_be_off_is_a_setting(books, ahead_s):
+    lease = books.lease(books.account(10), USD)
+    _, usage = lease.pair()
+    usage.occurred_at += ahead_s * 1_000_000
+    reader = books.reader()
+    reader.times = TimeLimits(future_max_us=1_800 * 10**6, age_max_us=1_800 * 10**6)
+    message = Message(TOPIC, 0, 0, usage.account_id, encode(usage), now_us())
+    (entry,) = reader.read([message])
+    assert entry.poison.reason == ("future_clock" if ahead_s > 0 else "too_old")
+    reader.times = TimeLimits(future_max_us=7_200 * 10**6, age_max_us=7_200 * 10**6)
+    assert reader.read([message])[0].poison is None
+
+
 def test_numbers_that_do_not_exist(books):
     with pytest.raises(NoSuchDeadEvent):
         _repair(books).replay(1)
@@ -272,7 +287,10 @@ def test_reconciliation_holds_before_and_after(plant):
     ended = [each.close() for each in leases[:2]]
     plant.write([fixable, hopeless, old, *leases[2].pair(), *ended])
     plant.catch_up()
-    assert plant.reconcile().exit_code == 0, plant.reconcile().text()
+    report = plant.reconcile()
+    assert report.exit_code == 0, report.text()
+    assert report.clickhouse == report.ledger, "what was set aside shows no cost"
+    assert report.set_aside.requests == 3
     books.catalog.import_prices(Overrides(models=_other_prices(books)[0].models), now_us())
     (number,) = _numbers(books, "unknown_price_version")
     assert _repair(books).replay(number)
@@ -280,6 +298,10 @@ def test_reconciliation_holds_before_and_after(plant):
     assert _repair(books).replay(number)
     (number,) = _numbers(books, "price_mismatch")
     assert _repair(books).dismiss(number)
+    plant.catch_up()
+    report = plant.reconcile()
+    assert report.exit_code == 0, report.text()
+    assert (report.clickhouse, report.set_aside.requests) == (report.ledger, 1)
     Incarnations(books.engine, books.budgets).lose(books.incarnation)
     failed = leases[2].request()
     late = [*leases[2].pair(), failed, leases[2].error(failed.request_id, provider_cost_nano=5)]

@@ -23,7 +23,7 @@ from services.meter.clickhouse_sink import ClickHouseSink
 from services.meter.consumer import Consumer
 from tests.parts.clickhouse import CHDB, HTTP, ROOT, stop_merges
 from tests.parts.sink_worker import DATABASE_URL, caught_up, open_bus, report
-from tests.parts.terminals import START_US, error, request, usage
+from tests.parts.terminals import START_US, AllBooked, error, request, usage
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures"]
 
@@ -132,7 +132,7 @@ def test_clickhouse_down_and_back_again(folder, own_front):
     store = open_store(config)
     stop_merges(store.clickhouse)
     own_front.kill()
-    consumer = Consumer(bus, ClickHouseSink(store, plans, bus), batch=50, wait_s=0.01)
+    consumer = Consumer(bus, ClickHouseSink(store, plans, bus, AllBooked()), batch=50, wait_s=0.01)
     stop = threading.Event()
     thread = threading.Thread(target=consumer.run, args=(stop,))
     thread.start()

@@ -18,6 +18,7 @@ from services.backends.sql.plans import Plans
 from services.meter.clickhouse_sink import ClickHouseSink
 from services.meter.consumer import Consumer
 from tests.parts.clickhouse import stop_merges
+from tests.parts.terminals import AllBooked
 
 PARTITIONS = 2
 DATABASE_URL = "sqlite:///tollgate.db"
@@ -56,7 +57,8 @@ def main() -> None:
     stop_merges(store.clickhouse)
     bus = open_bus(folder)
     plans = Plans(open_engine(DATABASE_URL, folder))
-    consumer = Consumer(bus, ClickHouseSink(store, plans, bus), batch=batch, wait_s=0.01)
+    sink = ClickHouseSink(store, plans, bus, AllBooked())
+    consumer = Consumer(bus, sink, batch=batch, wait_s=0.01)
     stop = threading.Event()
     thread = threading.Thread(target=consumer.run, args=(stop,))
     thread.start()

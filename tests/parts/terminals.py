@@ -6,6 +6,7 @@ import uuid
 from schemas.errors import Code, Outcome, Stage
 from schemas.events import Attempt, Error, Request, Usage, encode
 from services.backends.bus.port import Message
+from services.meter.booked import NOTHING_DEAD, Fates
 
 # Midnight UTC thirty days ago: neither too old nor in the future for the checks of the sinks.
 START_US = (time.time_ns() // 1000 // 86_400_000_000 - 30) * 86_400_000_000
@@ -83,3 +84,13 @@ def messages(events, *, topic="tollgate.events.v1", partition=0, first=0) -> lis
         Message(topic, partition, offset, e.account_id, encode(e), e.occurred_at + 1_000_000)
         for offset, e in enumerate(events, first)
     ]
+
+
+class AllBooked:
+    """Stands for a ledger that has taken everything and set nothing aside."""
+
+    def reached(self, partition: int) -> int:
+        return 1 << 62
+
+    def fates(self, partition: int, messages: object) -> Fates:
+        return NOTHING_DEAD

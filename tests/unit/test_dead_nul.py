@@ -17,9 +17,9 @@ def event(session_id):
 
 def test_nul_is_refused():
     with pytest.raises(Poison) as raised:
-        read_event(event("a\0b"), 0)
+        read_event(event("a\0b"))
     assert raised.value.reason is Reason.BAD_SCHEMA
 
 
 def test_a_backslash_before_u0000_is_a_plain_text():
-    assert read_event(event("a\\u0000b"), 0).session_id == "a\\u0000b"
+    assert read_event(event("a\\u0000b")).session_id == "a\\u0000b"

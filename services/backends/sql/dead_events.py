@@ -1,10 +1,12 @@
 """What the ledger set aside: read by people, closed by `tollgate dead`."""
 
+from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Engine, Row, select, update
+from sqlalchemy import Connection, Engine, Row, Text, select, update
 
+from services.backends.sql.bulk import rows_as_table
 from services.backends.sql.engine import read
 from services.backends.sql.tables import applied, dead_event
 
@@ -55,6 +57,35 @@ class DeadEvents:
     def get(self, dead_id: int) -> DeadEvent:
         """Raises NoSuchDeadEvent."""
         return read(self._engine, lambda connection: _one(connection, dead_id, lock=False))
+
+    def any_of(self, topic: str, partition: int) -> bool:
+        """Whether anything of the partition was ever set aside."""
+        query = select(dead_event.c.id).where(
+            dead_event.c.topic == topic, dead_event.c.partition == partition
+        )
+        return read(
+            self._engine, lambda connection: connection.execute(query.limit(1)).first() is not None
+        )
+
+    def by_event_id(
+        self, topic: str, partition: int, event_ids: Collection[str]
+    ) -> dict[str, list[DeadEvent]]:
+        """All that was set aside of the partition under these ids, by id, in whatever state."""
+        found: dict[str, list[DeadEvent]] = {}
+
+        def fn(connection: Connection) -> dict[str, list[DeadEvent]]:
+            ids = [[each] for each in sorted(event_ids)]
+            named = rows_as_table(connection, "named", {"id": Text()}, ids)
+            query = _ALL.where(
+                dead_event.c.topic == topic,
+                dead_event.c.partition == partition,
+                dead_event.c.event_id.in_(select(named.c.id)),
+            )
+            for row in connection.execute(query.order_by(dead_event.c.id)):
+                found.setdefault(row.event_id, []).append(_dead(row))
+            return found
+
+        return read(self._engine, fn)
 
     def between(
         self, connection: Connection, topic: str, partition: int, first: int, last: int

@@ -74,6 +74,14 @@ def append(connection: Connection, event: AnyEvent) -> None:
     connection.execute(insert(sql_outbox).values(row))
 
 
+def send_again(connection: Connection, event_id: str, account_id: str, body: bytes) -> None:
+    """Has the relay send an event that the log holds already; readers know it by its id."""
+    sent = update(sql_outbox).where(sql_outbox.c.event_id == event_id).values(shipped=False)
+    if not connection.execute(sent).rowcount:
+        row = {"event_id": event_id, "account_id": account_id, "body": body, "shipped": False}
+        connection.execute(insert(sql_outbox).values(row))
+
+
 def audit(
     connection: Connection,
     action: str,

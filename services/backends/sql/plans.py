@@ -17,8 +17,9 @@ KEPT = 1000  # confirmed plans kept per partition, for reconciliation by range
 
 
 class Plan(NamedTuple):
-    """The contiguous offsets `first`..`last` of one partition. `dropped`: event ids that are not
-    inserted because they were stored before. `sha256`: hex, of the rows as inserted."""
+    """The contiguous offsets `first`..`last` of one partition. `dropped`: what is not inserted, ids
+    of events that were stored before and offsets of those that the ledger has set aside. `sha256`:
+    hex, of the rows as inserted."""
 
     topic: str
     partition: int
@@ -26,7 +27,7 @@ class Plan(NamedTuple):
     last: int
     last_event_id: str
     n_rows: int
-    dropped: tuple[str, ...]
+    dropped: tuple[str | int, ...]
     sha256: str
     table_epoch: int
 
@@ -230,7 +231,7 @@ def _plan(row: Row[Any]) -> Plan:
         last=row.last_offset,
         last_event_id=row.last_event_id,
         n_rows=row.n_rows,
-        dropped=msgspec.json.decode(row.dropped, type=tuple[str, ...]),
+        dropped=msgspec.json.decode(row.dropped, type=tuple[str | int, ...]),
         sha256=row.sha256,
         table_epoch=row.table_epoch,
     )
