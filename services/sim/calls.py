@@ -25,7 +25,7 @@ class CallLog:
 
     def __init__(self, path: str | None) -> None:
         self._file: IO[bytes] | None = open(path, "ab") if path else None  # noqa: SIM115
-        self._calls: deque[dict[str, Any]] = deque(maxlen=_KEPT_CALLS)
+        self._calls: deque[tuple[int, bytes]] = deque(maxlen=_KEPT_CALLS)  # id, JSON
         self._raw: deque[dict[str, Any]] = deque(maxlen=_KEPT_RAW)
         self._next_id = 1
         self.failed: Counter[str] = Counter()  # sim-flaky: failures served by session
@@ -62,29 +62,35 @@ class CallLog:
         entry["status"] = connection.status
         entry["bytes_sent"] = connection.bytes_sent
         entry["total_ms"] = round(time.time() * 1e3 - entry["time_us"] / 1e3, 3)
-        self._calls.append(entry)
+        # Joined to a copy of its own size: what orjson gives occupies some kilobytes more.
+        line = b"".join((orjson.dumps(entry), b"\n"))
+        self._calls.append((entry["id"], line))
         self._raw.append(
             {
                 "id": entry["id"],
-                "head": b64encode(request.raw_head).decode(),
-                "body": b64encode(request.body).decode(),
+                "head": request.raw_head,
+                "body": request.body,
                 "reply_status": connection.status,
                 "reply_headers": connection.reply_head,
-                "reply_body": b64encode(connection.reply_body).decode(),
+                "reply_body": bytes(connection.reply_body),
             }
         )
         if self._file:
-            self._file.write(orjson.dumps(entry) + b"\n")
+            self._file.write(line)
             self._file.flush()
 
-    def calls(self, after: int) -> list[dict[str, Any]]:
-        return [entry for entry in self._calls if entry["id"] > after]
+    def calls(self, after: int) -> list[orjson.Fragment]:
+        """Entries as JSON, oldest first."""
+        return [orjson.Fragment(line) for call_id, line in self._calls if call_id > after]
 
     def raw(self, which: str) -> dict[str, Any] | None:
         """The raw bytes of the last call, or of the call with this id while it is kept."""
-        if which == "last":
-            return self._raw[-1] if self._raw else None
-        return next((raw for raw in self._raw if str(raw["id"]) == which), None)
+        wanted = str(self._raw[-1]["id"]) if which == "last" and self._raw else which
+        found = next((raw for raw in self._raw if str(raw["id"]) == wanted), None)
+        if found is None:
+            return None
+        coded = {name: b64encode(found[name]).decode() for name in ("head", "body", "reply_body")}
+        return {**found, **coded}
 
     def reset(self) -> None:
         self._calls.clear()

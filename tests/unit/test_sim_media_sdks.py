@@ -15,7 +15,7 @@ from tests.parts.sim import sim
 __all__ = ["sim"]
 pytestmark = [
     pytest.mark.part("openai-sdk"),
-    pytest.mark.filterwarnings("ignore:The Sora API:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # of the SDK's own methods
 ]
 
 

@@ -165,8 +165,7 @@ class Generic:
         return Running(progress_ppm=ppm, started=meaning != "waiting", word=unknown)
 
     def _outputs(self, channel: Channel, told: Any, kind: str) -> tuple[Output, ...]:
-        pointers: dict[str, str] = {**self._is.poll.outputs}
-        pointer = pointers.get(kind)
+        pointer = next((p for made, p in self._is.poll.outputs.items() if made == kind), None)
         values = pointed(told, pointer) if pointer else []
         found = [self._output(channel, _MEDIA[kind], value) for value in values]
         return tuple(output for output in found if output is not None)

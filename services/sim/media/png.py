@@ -2,14 +2,16 @@
 
 import struct
 import zlib
+from itertools import pairwise
 
 from services.sim.media.picture import COLUMNS, ROWS, Picture
 
 
 def encode(picture: Picture, width: int, height: int) -> bytes:
     """The picture scaled to `width` by `height` pixels."""
-    columns = [x * COLUMNS // width for x in range(width)]
-    lines = [_line(row, columns) for row in picture.cells]
+    edges = [-(-column * width // COLUMNS) for column in range(COLUMNS + 1)]
+    spans = [end - begin for begin, end in pairwise(edges)]
+    lines = [_line(row, spans) for row in picture.cells]
     pixels = b"".join(lines[y * ROWS // height] for y in range(height))
     palette = bytes(part for colour in picture.palette for part in colour)
     return b"".join(
@@ -23,11 +25,10 @@ def encode(picture: Picture, width: int, height: int) -> bytes:
     )
 
 
-def _line(row: tuple[int, ...], columns: list[int]) -> bytes:
-    """One filter byte, then two pixels a byte."""
-    nibbles = bytes(row[column] for column in columns) + b"\x00"
-    pairs = zip(nibbles[0 : len(columns) : 2], nibbles[1::2], strict=False)
-    return b"\x00" + bytes(high << 4 | low for high, low in pairs)
+def _line(row: tuple[int, ...], spans: list[int]) -> bytes:
+    """One filter byte, then two pixels a byte: as hexadecimal digits one pixel each."""
+    digits = "".join(str(index) * span for index, span in zip(row, spans, strict=True))
+    return b"\x00" + bytes.fromhex(digits + "0" * (len(digits) % 2))
 
 
 def _chunk(kind: bytes, data: bytes) -> bytes:

@@ -95,7 +95,7 @@ class Media:
         self, route: Route, call: Call, connection: Connection, entry: dict[str, Any], fault: str
     ) -> None:
         headers = call.request.headers
-        if not any(headers.get(name) for name in _CREDENTIALS) and "key" not in call.request.query:
+        if not any(name in headers for name in _CREDENTIALS) and "key" not in call.request.query:
             return _send(connection, route.vendor.refuse(401, "No credential was given."))
         if route.operation == "create":
             return self._create(route, call, connection, entry, fault)
