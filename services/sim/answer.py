@@ -3,7 +3,7 @@
 Directives in the last user message steer it:
 `sim:tool NAME {json}` calls a tool that the request offers (several make parallel calls),
 `sim:shell COMMAND` calls whichever shell tool the request offers, `sim:words N` answers N words,
-`sim:search N` reports N web searches.
+`sim:search N` reports N web searches, `sim:tier NAME` the service tier NAME.
 """
 
 import hashlib

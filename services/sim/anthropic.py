@@ -18,6 +18,7 @@ from services.sim.prompt import (
     last_text,
     positive,
     required,
+    served_in,
     text_of,
     tokens,
     weigh,
@@ -60,6 +61,7 @@ def read(body: Json, headers: Mapping[str, str]) -> Prompt:
         max_output=max_output,
         input=count(body),
         session=_session(body, headers),
+        tier=served_in(body, text),
     )
 
 
@@ -157,7 +159,7 @@ def usage(prompt: Prompt, answer: Answer, output: int | None = None) -> Json:
             "ephemeral_1h_input_tokens": spent.cache_write_1h,
         },
         "output_tokens": answer.output if output is None else output,
-        "service_tier": "standard",
+        "service_tier": prompt.tier or "standard",
     }
     if prompt.thinks and output is None:
         told["output_tokens_details"] = {"thinking_tokens": answer.reasoning}

@@ -149,7 +149,7 @@ class Provider:
             answer = replace(
                 answer, text="", thinking="", calls=(), finish="stop", output=0, reasoning=0
             )
-        elif fault and name == "huge-usage":
+        elif fault and (name == "huge-usage" or self._overcharges(fault)):
             answer = replace(answer, output=fault.number * (prompt.max_output or answer.output))
         with_usage = name != "no-usage"
         self._record(dialect, prompt, answer, entry)
@@ -163,6 +163,12 @@ class Provider:
         if self._pace.tokens_per_s:
             connection.pause(answer.output / self._pace.tokens_per_s)
         self._send_json(dialect.reply(prompt, answer, with_usage), fault, connection, headers)
+
+    def _overcharges(self, fault: Fault) -> bool:
+        if fault.name != "overcharge":
+            return False
+        self._log.failed[fault.name] += 1
+        return self._log.failed[fault.name] % 10 == 0
 
     def _record(
         self, dialect: Dialect, prompt: Prompt, answer: Answer, entry: dict[str, Any]

@@ -18,6 +18,7 @@ from services.sim.prompt import (
     last_text,
     positive,
     required,
+    served_in,
     text_of,
     tokens,
     weigh,
@@ -37,12 +38,13 @@ def read(body: Json, headers: Mapping[str, str]) -> Prompt:
             raise BadRequest(f"Invalid value: 'messages[{i}].role'.", f"messages[{i}].role")
     limit = positive(body, "max_completion_tokens") or positive(body, "max_tokens")
     response_format = (body.get("response_format") or {}).get("json_schema") or {}
+    text = next(
+        (last_text(m.get("content")) for m in reversed(messages) if m["role"] == "user"), ""
+    )
     return Prompt(
         model=required(body, "model", str),
         stream=bool(body.get("stream")),
-        text=next(
-            (last_text(m.get("content")) for m in reversed(messages) if m["role"] == "user"), ""
-        ),
+        text=text,
         tool_results=_tool_results(messages),
         tools=_tools(body.get("tools") or []),
         thinks=body.get("reasoning_effort") not in (None, "none"),
@@ -52,6 +54,7 @@ def read(body: Json, headers: Mapping[str, str]) -> Prompt:
         session=str(body.get("prompt_cache_key") or body.get("user") or ""),
         choices=positive(body, "n") or 1,
         include_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+        tier=served_in(body, text),
     )
 
 
@@ -123,7 +126,7 @@ def reply(prompt: Prompt, answer: Answer, with_usage: bool) -> Json:
             {"index": i, "message": message, "logprobs": None, "finish_reason": finish}
             for i in range(prompt.choices)
         ],
-        "service_tier": "default",
+        "service_tier": prompt.tier or "default",
     }
     if with_usage:
         body["usage"] = usage(prompt, answer)
@@ -136,7 +139,7 @@ def events(prompt: Prompt, answer: Answer, with_usage: bool) -> list[Event]:
         "object": "chat.completion.chunk",
         "created": CREATED,
         "model": prompt.model,
-        "service_tier": "default",
+        "service_tier": prompt.tier or "default",
     }
     tail: Json = {"usage": None} if prompt.include_usage and with_usage else {}
 

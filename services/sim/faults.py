@@ -27,6 +27,7 @@ DEFAULTS: Final = {
     "truncated-json": 0,
     "bad-json": 0,
     "huge-usage": 3,  # times the output asked for
+    "overcharge": 3,  # times the output asked for, on every tenth answer
     "ping": 50,  # ms of silence and a ping after each event
     "flaky": 2,  # failing calls of a session before it works
     "redirect": 0,

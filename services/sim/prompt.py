@@ -1,5 +1,6 @@
 """What any dialect's request says and what its answer holds, without the wire's form."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -45,7 +46,8 @@ class InputTokens:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prompt:
     """`text` is what the user said last; `tool_results` are non-empty when the last turn is a
-    tool's. `max_output` is in tokens, None when the request names no limit."""
+    tool's. `max_output` is in tokens, None when the request names no limit. `tier` is the service
+    tier in which it is served, empty for the vendor's usual one."""
 
     model: str
     stream: bool
@@ -60,6 +62,7 @@ class Prompt:
     session: str = ""
     choices: int = 1
     include_usage: bool = True
+    tier: str = ""
     asked: Json = field(default_factory=dict)
 
 
@@ -149,6 +152,13 @@ def last_text(content: Any) -> str:
         if "sim:" in text:
             return text
     return texts[-1] if texts else ""
+
+
+def served_in(body: Json, text: str) -> str:
+    """The tier that the request asks for by name, or the directive `sim:tier NAME` in its text."""
+    told = re.search(r"sim:tier (\w+)", text)
+    asked = body.get("service_tier")
+    return told[1] if told else asked if asked in ("flex", "priority") else ""
 
 
 def positive(body: Json, name: str) -> int | None:

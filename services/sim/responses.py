@@ -20,6 +20,7 @@ from services.sim.prompt import (
     last_text,
     positive,
     required,
+    served_in,
     text_of,
     tokens,
     weigh,
@@ -41,10 +42,11 @@ def read(body: Json, headers: Mapping[str, str]) -> Prompt:
     _check(items)
     reasoning = body.get("reasoning") or {}
     text_format = (body.get("text") or {}).get("format") or {}
+    text = next((last_text(i.get("content")) for i in reversed(items) if _is_user(i)), "")
     return Prompt(
         model=required(body, "model", str),
         stream=bool(body.get("stream")),
-        text=next((last_text(i.get("content")) for i in reversed(items) if _is_user(i)), ""),
+        text=text,
         tool_results=_tool_results(items),
         tools=_tools(_offered(body, items)),
         thinks=bool(reasoning) and reasoning.get("effort") != "none",
@@ -54,6 +56,7 @@ def read(body: Json, headers: Mapping[str, str]) -> Prompt:
         input=_input(body, items),
         session=str(body.get("prompt_cache_key") or headers.get("session-id") or ""),
         asked={name: body[name] for name in _ECHOED if name in body},
+        tier=served_in(body, text),
     )
 
 
@@ -190,6 +193,7 @@ def _response(prompt: Prompt, answer: Answer, status: str, output: list[Json]) -
         "usage": None,
         "metadata": {},
         **prompt.asked,
+        "service_tier": prompt.tier or "default",
     }
 
 
