@@ -1,5 +1,6 @@
 """Opens what commands work on. The only file of the command line that names concrete adapters."""
 
+import time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,6 +9,7 @@ from services.backends import price_files, settings
 from services.backends.clock import SystemClock
 from services.backends.sql.accounts import Accounts
 from services.backends.sql.catalog import Catalog
+from services.backends.sql.catalog_readers import CatalogReaders, wait_for_readers
 from services.backends.sql.engine import open_engine
 from services.backends.sql.wallets import Wallets
 from services.cli.installation import channels, embedded_file, is_embedded
@@ -20,6 +22,13 @@ class Books(NamedTuple):
     catalog: Catalog
     wallets: Wallets
     accounts: Accounts
+    readers: CatalogReaders
+
+    def reach_workers(self) -> None:
+        """Returns when the running workers act on what was changed, after a second at the
+        latest; at once when none runs."""
+        version = self.readers.version()
+        wait_for_readers(lambda: self.readers.behind(version), time.sleep)
 
 
 def open_books(config: Config) -> Books:
@@ -30,7 +39,7 @@ def open_books(config: Config) -> Books:
         apply(config)
     engine = open_engine(config.database.url, Path(config.data_dir))
     catalog = Catalog(engine, settings.load_secret(config.data_dir))
-    return Books(catalog, Wallets(engine), Accounts(engine))
+    return Books(catalog, Wallets(engine), Accounts(engine), CatalogReaders(engine))
 
 
 def apply(config: Config) -> PriceVersion:

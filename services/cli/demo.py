@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import click
 
 from schemas.config import Config
+from services.backends.admin_key import AdminKey
 from services.backends.settings import under
 from services.cli.context import Cli, Command
 from services.cli.installation import host_in_url
@@ -48,7 +49,8 @@ def prepare(config: Config) -> Demo:
     account = known[0] if known else books.catalog.create_account(NAME)
     books.wallets.move(account.id, "topup", _CREDIT_NANO, "demo", "the demo's first credit")
     made = Demo(base_url(config), _live_secret(books, account.id))
-    body = {**made._asdict(), "admin_key": None, "console_url": None}
+    admin_key = AdminKey(config.data_dir).secret()
+    body = {**made._asdict(), "admin_key": admin_key, "console_url": None}
     _write_private(under(config, FILE), body)
     return made
 
