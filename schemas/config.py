@@ -84,6 +84,8 @@ class Meter(Section, kw_only=True):
     # An event further ahead of the log's clock, or older when the log took it, is set aside.
     future_max_s: Seconds = 300.0
     age_max_days: Positive = 400
+    # A worker whose host did not come back for so long is declared lost.
+    lost_after_s: Annotated[float, msgspec.Meta(gt=0, le=90 * 86_400)] = 86_400.0
 
 
 class Batch(Section, kw_only=True):

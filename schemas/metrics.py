@@ -78,6 +78,8 @@ METRICS: Final = (
            "whether the bus had them"),
     Metric("tollgate_ship_producer_rebuilds_total", "counter", "Kafka producers replaced"),
     Metric("tollgate_reaped_total", "counter", "Requests of dead workers closed as free"),
+    Metric("tollgate_incarnations_lost_total", "counter",
+           "Workers declared lost because their host did not come back"),
     Metric("tollgate_reap_errors_total", "counter", "Dead workers that could not be closed yet"),
     # consumers
     Metric("tollgate_consumer_lag_records", "gauge_max", "Events on the bus, not stored yet",

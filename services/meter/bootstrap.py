@@ -21,6 +21,7 @@ from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog, NotInCatalog
 from services.backends.sql.engine import open_engine
 from services.backends.sql.figures import Figures
+from services.backends.sql.incarnations import Incarnations
 from services.backends.sql.ledger import LedgerStore
 from services.backends.sql.outbox import SqlOutbox
 from services.backends.sql.plans import Plans
@@ -32,6 +33,7 @@ from services.meter.entries import EntryReader
 from services.meter.gauges import BooksGauges, ConsumerGauges, Refresh
 from services.meter.ledger_sink import LedgerSink
 from services.meter.live import Live
+from services.meter.lost_hosts import LostHosts
 from services.meter.relay import Relay
 
 if TYPE_CHECKING:
@@ -129,6 +131,7 @@ class Meter:
             config.meter,
             Budgets(self._engine),
             beat=self._beat("relay"),
+            seen=Incarnations(self._engine, Budgets(self._engine)).seen,
         )
         return self._with_topics(relay.run)
 
@@ -140,11 +143,11 @@ class Meter:
             lines = Live(accounts.balance)
             self.loops["live"] = lines.run
         store = LedgerStore(self._engine)
-        gauges = ConsumerGauges(
-            self._bus,
-            "ledger",
-            lambda: {p: at.next_offset for p, at in store.positions(TOPIC).items()},
-        )
+
+        def positions() -> dict[int, int]:
+            return {p: at.next_offset for p, at in store.positions(TOPIC).items()}
+
+        gauges = ConsumerGauges(self._bus, "ledger", positions)
         sink = LedgerSink(
             self._engine,
             entry_reader(self._engine, self._config),
@@ -159,6 +162,9 @@ class Meter:
             beat=_both(self._beat("ledger"), gauges.turned),
         )
         self.loops["ledger"] = self._with_topics(consumer.run)
+        incarnations = Incarnations(self._engine, Budgets(self._engine))
+        lost = LostHosts(self._bus, positions, incarnations, meter.lost_after_s)
+        self.loops["ledger-lost"] = self._with_topics(lost.run)
         books = BooksGauges(self._config, Figures(self._engine))
         self.loops["ledger-gauges"] = Refresh(gauges, books).run
 

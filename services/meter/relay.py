@@ -9,7 +9,7 @@ finished and shipped, and reaps dead incarnations.
 import fcntl
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -45,7 +45,8 @@ class AnotherRelay(Exception):
 
 
 class Relay:
-    """The role `relay`. With `budgets` it also reaps."""
+    """The role `relay`. With `budgets` it also reaps; `seen` tells the centre whose files are
+    here."""
 
     def __init__(
         self,
@@ -56,6 +57,7 @@ class Relay:
         settings: schema.Meter,
         budgets: Budgets | None = None,
         beat: Callable[[], None] = lambda: None,
+        seen: Callable[[Sequence[str]], None] = lambda incarnations: None,
     ) -> None:
         self._folder = folder
         self._bus = bus
@@ -63,7 +65,7 @@ class Relay:
         self._settings = settings
         self._beat = beat
         self._removal = threading.Lock()
-        self._sql = SqlLoop(folder, bus, sql_outbox, budgets, clock, settings, self._removal)
+        self._sql = SqlLoop(folder, bus, sql_outbox, budgets, clock, settings, self._removal, seen)
         self._escaped: BaseException | None = None
         self._sources: dict[str, Source] = {}
         self._retry_at_s: dict[str, float] = {}

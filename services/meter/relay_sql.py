@@ -4,7 +4,7 @@ A thread of its own with a producer of its own: a database that is away or slow 
 events of the workers."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -12,6 +12,7 @@ from schemas import config as schema
 from services.backends.bus.port import Bus, BusUnavailable, Record
 from services.backends.clock import Clock
 from services.backends.lifecycle import crash_point
+from services.backends.outbox_files import list_incarnations
 from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.telemetry import get_logger, metric
 from services.meter.reaper import Budgets, Reaper
@@ -19,6 +20,8 @@ from services.meter.relay_send import dead_row, send_all
 from services.meter.relay_store import RelayStore
 
 _REAP_S: Final = 1.0
+_SEEN_S: Final = 60.0
+_SEEN_PER_LOSS: Final = 10  # a host tells so often that it is there until it counts as gone
 _RETRY_S: Final = 1.0
 
 
@@ -38,7 +41,8 @@ class SqlOutbox(Protocol):
 
 
 class SqlLoop:
-    """`removal` is held while a dead incarnation is read: its files must stay meanwhile."""
+    """`removal` is held while a dead incarnation is read: its files must stay meanwhile. `seen`
+    tells the database whose files are here; raises `DatabaseUnavailable`."""
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class SqlLoop:
         clock: Clock,
         settings: schema.Meter,
         removal: threading.Lock,
+        seen: Callable[[Sequence[str]], None],
     ) -> None:
         self._folder = folder
         self._bus = bus
@@ -57,6 +62,8 @@ class SqlLoop:
         self._clock = clock
         self._settings = settings
         self._removal = removal
+        self._seen = seen
+        self._seen_at_s = 0.0
         self._log = get_logger()
 
     def run(self, stop: threading.Event) -> None:
@@ -72,6 +79,7 @@ class SqlLoop:
                     reaper.run_once()
                     reap_at_s = self._clock.monotonic_s() + _REAP_S
                 try:
+                    self._tell_seen()
                     sent = self._ship(producer, store)
                 except (BusUnavailable, DatabaseUnavailable) as error:
                     reason = "bus" if isinstance(error, BusUnavailable) else "database"
@@ -84,6 +92,13 @@ class SqlLoop:
         finally:
             producer.close()
             store.close()
+
+    def _tell_seen(self) -> None:
+        now_s = self._clock.monotonic_s()
+        if now_s < self._seen_at_s:
+            return
+        self._seen([files.incarnation for files in list_incarnations(self._folder)])
+        self._seen_at_s = now_s + min(_SEEN_S, self._settings.lost_after_s / _SEEN_PER_LOSS)
 
     def _ship(self, producer: Any, store: RelayStore) -> int:
         if self._sql_outbox is None:

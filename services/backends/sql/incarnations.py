@@ -1,14 +1,17 @@
 """Workers as the centre knows them, and the tombstone of one whose host is lost."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 import msgspec
 from sqlalchemy import Connection, Engine, case, func, select, update
 
 from services.backends.sql.budgets import Budgets
-from services.backends.sql.engine import now_us, read, write
+from services.backends.sql.engine import database_now_us, now_us, read, write
 from services.backends.sql.outbox import audit
 from services.backends.sql.tables import incarnation, lease
+
+RUNNING: Final = ("open", "closing")
 
 
 class IncarnationState(msgspec.Struct, frozen=True):
@@ -65,23 +68,52 @@ class Incarnations:
             .order_by(incarnation.c.opened_at, incarnation.c.id)
         )
         if not finished:
-            query = query.having(
-                (func.coalesce(count, 0) > 0) | incarnation.c.state.in_(("open", "closing"))
-            )
+            query = query.having((func.coalesce(count, 0) > 0) | incarnation.c.state.in_(RUNNING))
         rows = read(self._engine, lambda connection: connection.execute(query).all())
         return [IncarnationState(*row[:7], int(row[7]), int(row[8])) for row in rows]
 
-    def lose(self, incarnation_id: str, *, actor: str = "operator") -> Lost:
+    def seen(self, incarnation_ids: Sequence[str]) -> None:
+        """A relay has the files of these: what they hold may still come."""
+        if not incarnation_ids:
+            return
+        mine = update(incarnation).where(
+            incarnation.c.id.in_(incarnation_ids), incarnation.c.state.in_(RUNNING)
+        )
+        write(self._engine, lambda connection: connection.execute(mine.values(seen_at=now_us())))
+
+    def now_us(self) -> int:
+        """The database's clock, microseconds."""
+        return read(self._engine, database_now_us)
+
+    def unseen(self, since_us: int) -> list[str]:
+        """Those that did not end and that no relay has had since, oldest first. One that no relay
+        ever told of is not among them."""
+        query = select(incarnation.c.id).where(
+            incarnation.c.state.in_(RUNNING), incarnation.c.seen_at < since_us
+        )
+        ordered = query.order_by(incarnation.c.seen_at, incarnation.c.id)
+        return list(read(self._engine, lambda connection: connection.execute(ordered).scalars()))
+
+    def lose(
+        self, incarnation_id: str, *, actor: str = "operator", unseen_since_us: int | None = None
+    ) -> Lost:
         """Writes the tombstone: its leases end as they stand and what they have left returns.
-        What comes of it later is our loss. Repeating it changes nothing.
+        What comes of it later is our loss. Repeating it changes nothing; nor does it when a relay
+        was there after `unseen_since_us`.
 
         Raises NoSuchIncarnation."""
 
         def fn(connection: Connection) -> Lost:
-            query = select(incarnation.c.state).where(incarnation.c.id == incarnation_id)
-            state = connection.execute(query.with_for_update()).scalar_one_or_none()
-            if state is None:
+            query = select(incarnation.c.state, incarnation.c.seen_at)
+            mine = query.where(incarnation.c.id == incarnation_id)
+            row = connection.execute(mine.with_for_update()).one_or_none()
+            if row is None:
                 raise NoSuchIncarnation(f"there is no incarnation {incarnation_id!r}")
+            state = row.state
+            if unseen_since_us is not None and (
+                state not in RUNNING or (row.seen_at or 0) >= unseen_since_us
+            ):
+                return Lost(0, 0)
             held = select(lease.c.id).where(
                 lease.c.incarnation_id == incarnation_id, lease.c.state != "closed"
             )

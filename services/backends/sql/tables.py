@@ -257,6 +257,7 @@ incarnation = Table(
     Column("opened_at", BigInteger, nullable=False, comment="database time"),
     Column("closing_at", BigInteger, comment="from when it got no grant"),
     Column("closed_at", BigInteger, comment="when its last event was applied"),
+    Column("seen_at", BigInteger, comment="when a relay last had its files; NULL: never"),
     Column(
         "catalog_version",
         BigInteger,
