@@ -10,14 +10,17 @@ from typing import Any, Final, TypeVar, cast
 
 from gevent import monkey
 from gevent.threadpool import ThreadPool
+from gunicorn.arbiter import Arbiter
+from sqlalchemy import Engine
 
 from schemas.config import Config
-from services.backends import bonus_ladder, telemetry
+from services.backends import bonus_ladder, lifecycle, telemetry
 from services.backends.admin_key import AdminKey
 from services.backends.clock import SystemClock
 from services.backends.outbox import Outbox, OutboxFailed
 from services.backends.query_client import QueryClient
 from services.backends.settings import load_secret, under
+from services.backends.sql import revision
 from services.backends.sql.accounts import Accounts
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog
@@ -101,6 +104,7 @@ def create_app(config: Config) -> EdgeApp:
     telemetry.configure("edge", config)
     clock = SystemClock()
     engine = open_engine(config.database.url, under(config, "."))
+    _require_schema(engine)
     # SQLite blocks: one thread keeps it off the hub. See docs/architecture.md.
     threads: Any = OneThread() if config.database.url.startswith("sqlite") else Inline()
     incarnation = new_incarnation()
@@ -153,6 +157,15 @@ def create_app(config: Config) -> EdgeApp:
         catalog, Wallets(engine), readers, AdminKey(config.data_dir), bonus_ladder.load(config)
     )
     return EdgeApp(worker, desk, sync)
+
+
+def _require_schema(engine: Engine) -> None:
+    """On a schema older than this program the whole edge ends, with one line."""
+    try:
+        revision.require(engine)
+    except revision.SchemaTooOld as ex:
+        telemetry.get_logger().critical("schema_too_old", error=str(ex))
+        lifecycle.exit_now(Arbiter.WORKER_BOOT_ERROR)
 
 
 def _sync_loop(worker: Worker, interval_s: float) -> None:

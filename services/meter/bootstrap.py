@@ -3,6 +3,7 @@
 What is heavy (Kafka, ClickHouse) is imported by the role that needs it, so that the books stay
 small and a crash of the embedded analytics engine never takes them along."""
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -16,10 +17,11 @@ from services.backends.bus.port import Bus, BusUnavailable
 from services.backends.clock import SystemClock
 from services.backends.heartbeat import Heartbeat
 from services.backends.lifecycle import Loop
+from services.backends.sql import revision
 from services.backends.sql.accounts import Accounts
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog, NotInCatalog
-from services.backends.sql.engine import open_engine
+from services.backends.sql.engine import DatabaseUnavailable, open_engine
 from services.backends.sql.figures import Figures
 from services.backends.sql.incarnations import Incarnations
 from services.backends.sql.ledger import LedgerStore
@@ -99,6 +101,11 @@ class Meter:
             self._add_clickhouse()
         if "query" in roles:
             self.loops["query"] = self._query
+
+    def require_schema(self) -> None:
+        """While the database is away the relay ships all the same. Raises SchemaTooOld."""
+        with contextlib.suppress(DatabaseUnavailable):
+            revision.require(self._engine)
 
     def close(self) -> None:
         """After the loops have ended."""

@@ -35,11 +35,11 @@ class FaultStack(Stack):
                     raise
                 time.sleep(0.2)
 
-    def ask(self, key: str, *, stream: bool = False) -> requests.Response | None:
+    def ask(self, key: str, *, stream: bool = False, port: int = 0) -> requests.Response | None:
         """One request, its answer read whole; None when the worker died under it."""
         try:
             return requests.post(
-                f"{self.base_url}/v1/messages",
+                f"http://127.0.0.1:{port or self.port}/v1/messages",
                 json={**QUESTION, "stream": stream},
                 headers={"x-api-key": key, "anthropic-version": "2023-06-01"},
                 timeout=20,
