@@ -15,7 +15,10 @@ from services.core.artifacts.source import (
 _SEGMENT, _INFO, _TRACKS, _CLUSTER = 0x18538067, 0x1549A966, 0x1654AE6B, 0x1F43B675
 _DOCTYPE, _SCALE, _DURATION = 0x4282, 0x2AD7B1, 0x4489
 _ENTRY, _KIND, _VIDEO, _WIDTH, _HEIGHT = 0xAE, 0x83, 0xE0, 0xB0, 0xBA
+_TIME, _SIMPLE_BLOCK, _GROUP, _BLOCK = 0xE7, 0xA3, 0xA0, 0xA1
 _FILM, _SOUND = 1, 2
+_SCALE_NS: Final = 1_000_000  # nanoseconds of a unit of time, unless told
+_DURATION_MAX: Final = 1e15
 _CONTAINERS: Final = (_SEGMENT, _CLUSTER)  # may be of unknown size
 
 
@@ -34,19 +37,24 @@ def read(source: Source) -> ArtifactFacts:
     if segment is None:
         raise truncated("no segment")
     info = tracks = None
-    clusters = 0
+    clusters: list[_Element] = []
     for element in _elements(source, segment.body, segment.end):
-        clusters += element.number == _CLUSTER
+        if element.number == _CLUSTER:
+            clusters.append(element)
         info = element if element.number == _INFO else info
         tracks = element if element.number == _TRACKS else tracks
     if not clusters:
         raise truncated("no cluster")
     if tracks is None:
         raise malformed("no tracks")
-    return _facts(source, name.rstrip(b"\0") == b"webm", info, tracks)
+    scale_ns = (_unsigned(source, _child(source, info, _SCALE)) if info else 0) or _SCALE_NS
+    told = _told_duration(source, info) if info else None
+    units = told if told is not None else _last_time(source, clusters[-1])
+    webm = name.rstrip(b"\0") == b"webm"
+    return _facts(source, webm, tracks, int(units * scale_ns / 1_000_000))
 
 
-def _facts(source: Source, webm: bool, info: _Element | None, tracks: _Element) -> ArtifactFacts:
+def _facts(source: Source, webm: bool, tracks: _Element, duration_ms: int) -> ArtifactFacts:
     kinds, width, height = set(), 0, 0
     for entry in _elements(source, tracks.body, tracks.end):
         if entry.number != _ENTRY:
@@ -66,18 +74,32 @@ def _facts(source: Source, webm: bool, info: _Element | None, tracks: _Element) 
         bytes=source.size,
         width=width or None,
         height=height or None,
-        duration_ms=_duration_ms(source, info) if info else None,
+        duration_ms=duration_ms or None,
     )
 
 
-def _duration_ms(source: Source, info: _Element) -> int | None:
+def _told_duration(source: Source, info: _Element) -> float | None:
     length = _child(source, info, _DURATION)
     if length is None or length.end - length.body not in (4, 8):
         return None
     raw = source.at(length.body, length.end - length.body)
     (value,) = struct.unpack(">f" if len(raw) == 4 else ">d", raw)
-    scale_ns = _unsigned(source, _child(source, info, _SCALE)) or 1_000_000
-    return int(value * scale_ns / 1_000_000)
+    return value if 0 <= value < _DURATION_MAX else None
+
+
+def _last_time(source: Source, cluster: _Element) -> int:
+    """When the last block begins, for a film that was written as it was made."""
+    begins = latest = 0
+    for element in _elements(source, cluster.body, cluster.end):
+        block: _Element | None = element
+        if element.number == _TIME:
+            begins = _unsigned(source, element)
+        elif element.number == _GROUP:
+            block = _child(source, element, _BLOCK)
+        if block is not None and block.number in (_BLOCK, _SIMPLE_BLOCK):
+            _, width = _variable(source, block.body, keep_marker=False)
+            latest = max(latest, source.number(block.body + width, 2))
+    return begins + latest
 
 
 def _elements(source: Source, at: int, end: int) -> Iterator[_Element]:
