@@ -2,6 +2,7 @@
 finished), no client reference; the bytes need the key."""
 
 from typing import Any, Final
+from urllib.parse import quote
 
 from services.batch.providers.calls import (
     ask,
@@ -76,7 +77,7 @@ class OpenAIVideos:
         return Submitted(upstream_id=found)
 
     def poll(self, http: Http, channel: Channel, task: Task) -> PollAnswer:
-        one = url_of(channel, f"videos/{task.upstream_id}")
+        one = url_of(channel, f"videos/{quote(task.upstream_id, safe='')}")
         reply = look(http, "GET", one, headers=bearer(channel))
         if not isinstance(reply, Reply):
             return reply

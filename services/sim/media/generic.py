@@ -92,9 +92,8 @@ def _cancelled(call: Call, job: Job) -> Reply:
 
 
 def _list(call: Call, store: JobStore) -> Reply:
-    ref = call.request.query.get("client_ref", "")
-    found = [_job(call, job) for job in store.newest(VENDOR.name) if job.ask.client_ref == ref]
-    return json_reply(200, {"jobs": found if ref else []})
+    found = store.referred(call.request.query.get("client_ref", ""))
+    return json_reply(200, {"jobs": [_job(call, job) for job in found]})
 
 
 _ONE: Final = "/generic/v1/jobs/(?P<id>g-[0-9a-f]{32})"

@@ -134,6 +134,7 @@ class JobStore:
     def reset(self) -> None:
         self._jobs: OrderedDict[str, Job] = OrderedDict()
         self._by_key: OrderedDict[str, Job] = OrderedDict()
+        self._by_ref: dict[str, list[Job]] = {}
         self._tries: OrderedDict[bytes, int] = OrderedDict()
         self.totals: Counter[str] = Counter()
 
@@ -167,8 +168,11 @@ class JobStore:
             ends=now + queue_s + run_s,
         )
         self._jobs[job.id] = job
+        if ask.client_ref:
+            self._by_ref.setdefault(ask.client_ref, []).append(job)
         if len(self._jobs) > KEPT_JOBS:
-            self._jobs.popitem(last=False)
+            _, dropped = self._jobs.popitem(last=False)
+            self._by_ref.pop(dropped.ask.client_ref, None)
         self.totals["creates"] += 1
         self.totals["creates:" + provider] += 1
         return job
@@ -184,6 +188,10 @@ class JobStore:
         self._by_key[key] = job
         if len(self._by_key) > KEPT_JOBS:
             self._by_key.popitem(last=False)
+
+    def referred(self, client_ref: str) -> list[Job]:
+        """The jobs with this reference, oldest first."""
+        return self._by_ref.get(client_ref, [])
 
     def newest(self, provider: str) -> Iterator[Job]:
         return (job for job in reversed(self._jobs.values()) if job.provider == provider)

@@ -33,13 +33,12 @@ def answer(store: JobStore, table: prices.Table, what: str, request: Request) ->
 
 def _page(store: JobStore, table: prices.Table, now: float, query: dict[str, str]) -> Any:
     after, limit = int(query.get("after", "0")), int(query.get("limit", str(_PAGE_MAX)))
-    found: Iterable[Job] = (job for job in store.all() if job.seq > after)
-    for name in ("model", "ref"):
-        if name in query:
-            attribute = "client_ref" if name == "ref" else "model"
-            found = (j for j in found if getattr(j.ask, attribute) == query[name])
+    known = store.referred(query["ref"]) if "ref" in query else store.all()
+    found: Iterable[Job] = (job for job in known if job.seq > after)
+    if "model" in query:
+        found = (job for job in found if job.ask.model == query["model"])
     if "provider" in query:
-        found = (j for j in found if j.provider == query["provider"])
+        found = (job for job in found if job.provider == query["provider"])
     jobs = [_told(job, table, now) for job in islice(found, min(limit, _PAGE_MAX))]
     return {"jobs": jobs, "last": max((job["seq"] for job in jobs), default=after)}
 
