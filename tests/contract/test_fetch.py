@@ -174,7 +174,7 @@ def redirects(*places):
         number = int(head.split(b" ")[1].strip(b"/") or 0)
         if number < len(places):
             line = f"HTTP/1.1 302 Found\r\nlocation: {places[number]}\r\ncontent-length: 0\r\n\r\n"
-            connection.sendall(line.encode())
+            connection.sendall(line.encode("latin-1"))
         else:
             connection.sendall(OK + b"content-length: 4\r\n\r\ndone")
 
@@ -199,12 +199,27 @@ def test_three_redirects_are_followed_and_no_fourth(fetcher):
         "http://[::1]:8080/",
         "file:///etc/passwd",
         "//user:secret@127.0.0.1:8000/",
+        "http://[bad/",
+        "http://\xe4.example/",
+        "http:///",
     ],
 )
 def test_a_redirect_to_a_closed_place_is_refused(place):
     fetcher = Fetcher(Guard(["127.0.0.1"]))
     with server(redirects(place)) as there, pytest.raises(FetchRefused):
         fetch(fetcher, there.url + "/0")
+
+
+def test_the_body_of_a_redirect_is_not_read(fetcher):
+    def answer(connection, head):
+        if b" /0 " not in head:
+            return connection.sendall(OK + b"content-length: 4\r\n\r\ndone")
+        connection.sendall(b"HTTP/1.1 302 Found\r\nlocation: /1\r\n\r\n")
+        while True:
+            connection.sendall(bytes(65_536))
+
+    with server(answer) as there:
+        assert fetch(fetcher, there.url + "/0") == (200, b"done")
 
 
 def test_headers_stay_at_their_origin(fetcher):
@@ -288,6 +303,27 @@ def test_a_drip_of_bytes_does_not_outlast_the_deadline(fetcher, head):
         with pytest.raises(FetchFailed, match="too long"):
             fetch(fetcher, there.url, deadline_s=0.7)
         assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"hello\r\n\r\n",
+        b"HTTP/1.1 abc\r\n\r\n",
+        OK + b"x: " + b"y" * 100_000 + b"\r\n\r\n",
+        OK + b"x: y\r\n" * 1_000 + b"\r\n",
+        OK + b"transfer-encoding: chunked\r\n\r\nzz\r\n",
+        OK + b"content-length: -5\r\n\r\nabc",
+    ],
+)
+def test_what_is_no_http_is_a_failure_or_an_answer(fetcher, raw):
+    with server(lambda connection, _: connection.sendall(raw)) as there:
+        try:
+            status, _ = fetch(fetcher, there.url)
+        except FetchFailed:
+            return
+        assert (status, raw[:15]) == (200, OK[:15])
 
 
 def test_silence_is_a_failure():

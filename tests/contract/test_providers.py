@@ -1,5 +1,6 @@
 """Every provider adapter against the simulated provider that speaks its shape, faults included."""
 
+import base64
 import time
 import uuid
 from pathlib import Path
@@ -284,6 +285,29 @@ def test_useless_bytes_are_no_artifact(use, fault):
         _, data = use.fetch(output)
         with pytest.raises(ArtifactInvalid):
             inspect(data, len(data))
+
+
+BYTES_ONLY = ("openai-videos", "veo", "vertex")
+
+
+def test_a_first_frame_reaches_the_upstream(use):
+    frame = b"\x89PNG\r\n\x1a\n" + bytes(range(256))
+    use.task(image_init="file_1", files={"image_init": frame})
+    sent = use.sim.echo()["body"]
+    assert frame in sent or base64.b64encode(frame) in sent
+    if use.provider.name != "openai-videos":
+        assert b"image/png" in sent
+
+
+def test_a_first_frame_by_url(use, request):
+    answer = use.create(image_init="https://elsewhere.example/frame.png")
+    if request.node.callspec.params["use"] in BYTES_ONLY:
+        assert isinstance(answer, Refused)
+        assert answer.another
+        assert "image_init" in answer.message
+    else:
+        assert isinstance(answer, Submitted)
+        assert b'"https://elsewhere.example/frame.png"' in use.sim.echo()["body"]
 
 
 # -- cancel and look-up ----------------------------------------------------------------------

@@ -8,7 +8,7 @@ server changes nothing. Every redirect is a new URL, judged the same way.
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from ssl import SSLContext
 from typing import Any, Final
 from urllib.parse import urljoin
@@ -27,6 +27,7 @@ from services.core.netguard import Guard, Target, UrlRefused, check_url
 REDIRECTS_MAX: Final = 3
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _PIECE: Final = 256 * 1024
+_HEADERS: Final = {"user-agent": "tollgate", "accept-encoding": "identity", "connection": "close"}
 _KEPT_REPLY: Final = 1024  # bytes of the answer to a delivery
 
 
@@ -226,8 +227,8 @@ class Fetcher:
         Raises FetchRefused, FetchFailed."""
         watch = _Watch(deadline_s)
         try:
-            with self._session(watch, trusted) as session:
-                target, reply = self._follow(session, watch, _target(url), headers)
+            with closing(self._adapter(watch, trusted)) as adapter:
+                target, reply = self._follow(adapter, watch, _target(url), headers)
                 with reply:
                     got = Fetched(reply, target.url, limit_bytes, watch)
                     _check(got, types, limit_bytes)
@@ -249,8 +250,8 @@ class Fetcher:
         watch = _Watch(deadline_s)
         try:
             with (
-                self._session(watch, "") as session,
-                self._exchange(session, watch, method, _target(url).url, headers, body) as reply,
+                closing(self._adapter(watch, "")) as adapter,
+                self._exchange(adapter, watch, method, _target(url).url, headers, body) as reply,
             ):
                 got = Fetched(reply, url, _KEPT_REPLY, watch)
                 kept = b""
@@ -261,19 +262,14 @@ class Fetcher:
         finally:
             watch.close()
 
-    def _session(self, watch: _Watch, trusted: str) -> requests.Session:
+    def _adapter(self, watch: _Watch, trusted: str) -> _Adapter:
         known = _target(trusted) if trusted else None
         way = _Way(self._guard, known, watch, self._connect_timeout_s)
-        session = requests.Session()
-        session.trust_env = False  # no proxy, no .netrc of the environment
-        adapter = _Adapter(way, self._context)
-        session.mount("http://", adapter)
-        session.mount("https://", adapter)
-        return session
+        return _Adapter(way, self._context)
 
     def _follow(
         self,
-        session: requests.Session,
+        adapter: _Adapter,
         watch: _Watch,
         target: Target,
         headers: Mapping[str, str],
@@ -281,12 +277,12 @@ class Fetcher:
         origin = target.origin
         for _ in range(REDIRECTS_MAX + 1):
             sent = headers if target.origin == origin else {}
-            reply = self._exchange(session, watch, "GET", target.url, sent, None)
+            reply = self._exchange(adapter, watch, "GET", target.url, sent, None)
             place = reply.headers.get("location")
             if reply.status_code not in _REDIRECTS or place is None:
                 return target, reply
             reply.close()
-            following = _target(urljoin(target.url, place))
+            following = _target(_joined(target.url, place))
             if target.scheme == "https" and following.scheme != "https":
                 raise FetchRefused("it redirects from https to http")
             target = following
@@ -294,28 +290,29 @@ class Fetcher:
 
     def _exchange(
         self,
-        session: requests.Session,
+        adapter: _Adapter,
         watch: _Watch,
         method: str,
         url: str,
         headers: Mapping[str, str],
         body: bytes | None,
     ) -> requests.Response:
-        sent = {"accept-encoding": "identity", "connection": "close", **headers}
+        sent = {**_HEADERS, **headers}
         try:
-            return session.request(
-                method,
-                url,
-                headers=sent,
-                data=body,
-                timeout=self._timeout,  # type: ignore[arg-type]  # passed on to urllib3 as it is
-                allow_redirects=False,
-                stream=True,
-            )
+            # Not through a session: that would read the body of a redirect, however long it is.
+            prepared = requests.Request(method, url, headers=sent, data=body).prepare()
+            return adapter.send(prepared, stream=True, timeout=self._timeout)  # type: ignore[arg-type]
         except UrlRefused as error:
             raise FetchRefused(str(error)) from error
         except (requests.RequestException, HTTPError, OSError, ValueError) as error:
             raise _failed(watch, error) from error
+
+
+def _joined(base: str, place: str) -> str:
+    try:
+        return urljoin(base, place)
+    except ValueError as error:
+        raise FetchRefused(f"it redirects to nowhere: {error}") from error
 
 
 def _target(url: str) -> Target:
