@@ -106,7 +106,7 @@ def show(cli: Cli, key_id: str) -> None:
             "limit_usd": limit_text(state.limit_nano),
             "used_usd": limit_text(state.settled_nano),
         }
-        for state in books.accounts.limit_states(list(found.limit_ids))
+        for state in books.accounts.limit_states(found.account_id, list(found.limit_ids))
     ]
     row = _shown(found)
     lines = [f"{name:18}{_text(value)}" for name, value in row.items()]

@@ -38,7 +38,8 @@ class LimitState(msgspec.Struct, frozen=True, kw_only=True):
 class LimitFailure(msgspec.Struct, frozen=True, kw_only=True):
     """A limit that a grant does not fit. `only_leased`: it would fit if the money that is out in
     leases came back, so waiting can help. `fits_at`: when a window has room for it if nothing else
-    is spent (microseconds; for more than its limit, when it is empty), None for no window."""
+    is spent (microseconds), None when that is not known: no window, more than its limit, or
+    money in leases."""
 
     limit_id: str
     kind: str
@@ -48,6 +49,10 @@ class LimitFailure(msgspec.Struct, frozen=True, kw_only=True):
     missing_nano: int
     only_leased: bool
     fits_at: int | None = None
+
+    @property
+    def is_window(self) -> bool:
+        return self.kind in WINDOWS_US
 
 
 class Shortfall(Exception):
@@ -72,12 +77,12 @@ def headroom_nano(state: LimitState) -> int | None:
 
 
 def fits_at(state: LimitState, missing_nano: int) -> int | None:
-    """When the window gets `missing_nano` back; None when nothing that it knows of comes back."""
+    """When a window gets `missing_nano` back; None when what counts now is less than that."""
     for at, nano in state.returns:
         missing_nano -= nano
         if missing_nano <= 0:
             return at
-    return state.returns[-1][0] if state.returns else None
+    return None
 
 
 def shortfall(states: Sequence[LimitState], need_nano: int) -> list[LimitFailure]:

@@ -17,6 +17,7 @@ from services.edge.authenticate import authenticate
 from services.edge.headers import accounting, client_headers
 from services.edge.refuse import render
 from services.edge.snapshot import View
+from services.edge.standing import Standing
 from services.edge.worker import Worker
 
 log = telemetry.get_logger()
@@ -48,19 +49,19 @@ class Authenticated:
         worker = self._worker
         request_id = uuid7_text()
         headers = client_headers(req.env)
-        key: Key | None = None
+        standing = Standing()
 
         def authenticated() -> Any:
-            nonlocal key
+            nonlocal standing
             view, key = authenticate(
                 worker.snapshots, req.env, headers, req.params, worker.clock.now_us()
             )
+            standing = worker.standings.of(key, view.account(key.account_id))
             return answer(Caller(request_id, headers, view, key))
 
         fill(resp, authenticated, request_id, dialect)
-        remaining_nano = worker.remaining_nano(key) if key is not None else 0
         resp.set_headers(
-            accounting(remaining_nano=remaining_nano, estimate_credits=0, request_id=request_id)
+            accounting(**standing._asdict(), estimate_credits=0, request_id=request_id)
         )
 
 

@@ -11,6 +11,7 @@ from services.core.holds import Bound
 from services.core.money import credits_up
 from services.core.outcomes import Answer
 from services.core.prices import ModelPrice
+from services.core.shortfalls import WindowLeft
 from services.edge.lease import Reservation
 from services.edge.rates import Permit
 from services.edge.snapshot import View
@@ -55,6 +56,7 @@ class Exchange:
         "upstream_status",
         "view",
         "watch",
+        "window",
     )
 
     def __init__(
@@ -91,6 +93,7 @@ class Exchange:
         self.bound: Bound | None = None  # the most that it can cost
         self.permit: Permit | None = None  # its place within rates and concurrency
         self.refused: Code | None = None
+        self.window: WindowLeft | None = None  # the spend window that has no room for it
         self.attempts: list[Attempt] = []
         self.watch: ClientWatch | None = None
         self.call: Call | None = None

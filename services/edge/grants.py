@@ -1,7 +1,6 @@
 """Calls for money: one grant in flight per account, sized by how fast money goes; what did not
 fit a moment ago is not asked again."""
 
-from collections.abc import Callable
 from typing import Final
 
 import msgspec
@@ -12,11 +11,11 @@ from services.backends.outbox import Sealed
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.sql.lease_records import ClockOff, IncarnationNotOpen, KeyNotActive
-from services.core.budgets import LimitFailure, LimitState, Shortfall
+from services.core.budgets import LimitFailure, Shortfall
 from services.core.errors import Refusal
-from services.core.money import exact_usd
 from services.edge.counters import Counters
 from services.edge.lease import GRANT_HOLDS_MIN, Lease
+from services.edge.limit_figures import LimitFigures
 from services.edge.threads import Threads
 
 RETRY_S: Final = 0.05
@@ -27,7 +26,7 @@ _GRANTS: Final = "tollgate_lease_grants_total"
 
 
 class Grants:
-    """Of one worker. `learn(lease, states)` gets the limits' figures that come with a grant."""
+    """Of one worker; `figures` learn what comes with a grant."""
 
     def __init__(
         self,
@@ -36,14 +35,14 @@ class Grants:
         threads: Threads,
         clock: Clock,
         counters: Counters,
-        learn: Callable[[Lease, list[LimitState]], None],
+        figures: LimitFigures,
     ) -> None:
         self._budgets = budgets
         self._incarnation = incarnation
         self._threads = threads
         self._clock = clock
         self._counters = counters
-        self._learn = learn
+        self._figures = figures
         self._short: dict[str, tuple[float, int, LimitFailure]] = {}
 
     def grow(self, lease: Lease, need_nano: int, hold_nano: int) -> None:
@@ -66,7 +65,15 @@ class Grants:
                 self._raise_known(lease, need_nano)
                 granted = self._threads.apply(
                     self._budgets.grant,
-                    (lease.id, number, self._incarnation, lease.key_id, need_nano, want_nano),
+                    (
+                        lease.id,
+                        number,
+                        self._incarnation,
+                        lease.key_id,
+                        need_nano,
+                        want_nano,
+                        lease.model,
+                    ),
                 )
         except Shortfall as ex:
             self._counters.add(_GRANTS, "shortfall")
@@ -87,7 +94,7 @@ class Grants:
         lease.grant_no = number
         lease.granted_s = self._clock.monotonic_s()
         lease.amount_nano += granted.amount_nano
-        self._learn(lease, granted.limits)
+        self._figures.follow(lease, granted.limits)
 
     def rest(self, lease: Lease, need_nano: int, ex: Shortfall) -> None:
         """What the limits have left of a need that they do not fit."""
@@ -111,6 +118,7 @@ class Grants:
     def _raise_known(self, lease: Lease, need_nano: int) -> None:
         """Raises the Shortfall of a need no larger than this one that was met a moment ago."""
         now_s = self._clock.monotonic_s()
+        known = []
         for limit_id in lease.limit_ids:
             met = self._short.get(limit_id)
             if met is None:
@@ -121,25 +129,12 @@ class Grants:
             elif need_nano >= met_nano:
                 more_nano = need_nano - met_nano
                 left_nano = failure.limit_nano - failure.settled_nano
-                known = msgspec.structs.replace(
-                    failure,
-                    missing_nano=failure.missing_nano + more_nano,
-                    only_leased=need_nano <= left_nano,
+                known.append(
+                    msgspec.structs.replace(
+                        failure,
+                        missing_nano=failure.missing_nano + more_nano,
+                        only_leased=need_nano <= left_nano,
+                    )
                 )
-                raise Shortfall([known])
-
-
-def refusal(failing: list[LimitFailure]) -> Refusal:
-    """The answer for a hold that does not fit: the key's quota before the wallet."""
-    first = min(failing, key=lambda failure: failure.kind != "key_quota")
-    left_nano = max(first.limit_nano - first.settled_nano - first.leased_nano, 0)
-    missing = exact_usd(first.missing_nano)
-    if first.kind == "key_quota":
-        code, text = Code.QUOTA_EXCEEDED, "the key's quota"
-    else:
-        code, text = Code.INSUFFICIENT_BALANCE, "the wallet"
-    message = (
-        f"{code}: {text} has ${exact_usd(left_nano)} left and this request may cost "
-        f"${missing} more than that"
-    )
-    return Refusal(code, message, missing_nano=first.missing_nano)
+        if known:
+            raise Shortfall(known)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from services.core.dialects.base import Dialect
+from services.core.shortfalls import WindowLeft
 
 NANO_PER_CENT: Final = 10_000_000
 
@@ -103,14 +104,19 @@ def usd(nano: int) -> str:
 
 
 def accounting(
-    *, remaining_nano: int, estimate_credits: int, request_id: str, org_nano: int | None = None
+    *,
+    remaining_nano: int,
+    estimate_credits: int,
+    request_id: str,
+    org_nano: int | None = None,
+    window: WindowLeft | None = None,
 ) -> list[tuple[str, str]]:
     """The accounting headers of every answer. Without a spend window the three X-RateLimit values
     are 0: no cap (as 0 means in a key's settings)."""
     out = [
-        ("x-ratelimit-limit", "0.00"),
-        ("x-ratelimit-remaining", "0.00"),
-        ("x-ratelimit-reset", "0"),
+        ("x-ratelimit-limit", "0.00" if window is None else usd(window.limit_nano)),
+        ("x-ratelimit-remaining", "0.00" if window is None else usd(window.left_nano)),
+        ("x-ratelimit-reset", "0" if window is None else str(window.resets_at_s)),
         ("x-quota-remaining-credits", usd(remaining_nano)),
         ("x-estimated-credits", str(estimate_credits)),
         ("x-tollgate-request-id", request_id),

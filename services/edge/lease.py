@@ -4,7 +4,6 @@ from typing import Final
 
 from gevent.lock import BoundedSemaphore
 
-from services.core.budgets import LimitState
 from services.core.catalog import Key
 from services.core.ids import new_id
 
@@ -12,7 +11,8 @@ GRANT_HOLDS_MIN: Final = 8  # a grant asks for this many holds of the present si
 
 
 class Lease:
-    """Money of one key at this worker. `free = amount - spent - reserved >= 0` always."""
+    """Money of one key at this worker, for the capped `model` or, when that is empty, for all
+    others. `free = amount - spent - reserved >= 0` always."""
 
     __slots__ = (
         "account_id",
@@ -31,6 +31,7 @@ class Lease:
         "limit_ids",
         "limits",
         "lock",
+        "model",
         "reported",
         "reserved_nano",
         "scarce",
@@ -39,11 +40,12 @@ class Lease:
         "used_s",
     )
 
-    def __init__(self, key: Key, now_s: float, gate: BoundedSemaphore) -> None:
+    def __init__(self, key: Key, model: str, now_s: float, gate: BoundedSemaphore) -> None:
         self.id = new_id("lease")
         self.gate = gate  # one for all leases of an account
         self.key_id = key.id
-        self.limit_ids = key.limit_ids
+        self.model = model
+        self.limit_ids = (*key.limit_ids, key.model_caps[model]) if model else key.limit_ids
         self.account_id = key.account_id
         self.amount_nano = 0
         self.spent_nano = 0
@@ -58,7 +60,7 @@ class Lease:
         self.factor = GRANT_HOLDS_MIN
         self.granted_s = now_s
         self.used_s = now_s
-        self.limits: dict[str, LimitState] = {}
+        self.limits: set[str] = set()  # ids of those it reports on
         self.lock = BoundedSemaphore(1)
         self.reported = (0, 0)
         self.closed = False

@@ -17,11 +17,12 @@ from services.backends.clock import Clock
 from services.backends.outbox import Sealed
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.lease_records import LeaseReport
-from services.core.budgets import LimitState, Shortfall
+from services.core.budgets import Shortfall
 from services.core.catalog import Key
 from services.core.errors import Refusal
+from services.core.shortfalls import refusal
 from services.edge.counters import Counters
-from services.edge.grants import RETRY_S, Grants, refusal
+from services.edge.grants import RETRY_S, Grants
 from services.edge.lease import Lease, Reservation
 from services.edge.limit_figures import LimitFigures
 from services.edge.threads import Threads
@@ -53,19 +54,23 @@ class LeaseBook:
         self._counters = counters
         self._wait_s = wait_s
         self._on_closed = on_closed
-        self._leases: dict[str, Lease] = {}
+        self._leases: dict[tuple[str, str], Lease] = {}  # by key and capped model
         self._gates: WeakValueDictionary[str, BoundedSemaphore] = WeakValueDictionary()
-        self.figures = LimitFigures(self._leases.values(), clock)
-        self._grants = Grants(budgets, incarnation, threads, clock, counters, self._learn)
+        self.figures = LimitFigures(clock)
+        self._grants = Grants(budgets, incarnation, threads, clock, counters, self.figures)
 
     # -- admit and settle: memory only -----------------------------------------------------
 
-    def reserve(self, key: Key, hold_nano: int, least_nano: int | None = None) -> Reservation:
-        """Sets `hold_nano` aside, or `least_nano` where the limits have no room for more.
-        Raises Refusal (quota or wallet, with what is missing)."""
-        lease = self._leases.get(key.id)
+    def reserve(
+        self, key: Key, hold_nano: int, least_nano: int | None = None, model: str = ""
+    ) -> Reservation:
+        """Sets `hold_nano` aside for a call of `model`, or `least_nano` where the limits have no
+        room for more. Raises Refusal (window, quota or wallet, with what is missing)."""
+        if model not in key.model_caps:
+            model = ""
+        lease = self._leases.get((key.id, model))
         if lease is None or lease.closed:
-            lease = self._leases[key.id] = self._new(key)
+            lease = self._leases[key.id, model] = self._new(key, model)
         if not lease.fits(hold_nano):
             least_nano = hold_nano if least_nano is None else least_nano
             lease, hold_nano = self._grow(key, lease, hold_nano, least_nano)
@@ -130,15 +135,11 @@ class LeaseBook:
             if lease.account_id == account_id
         )
 
-    def _learn(self, lease: Lease, states: list[LimitState]) -> None:
-        self.figures.learn(states)
-        lease.limits |= {state.limit_id: state for state in states}
-
-    def _new(self, key: Key) -> Lease:
+    def _new(self, key: Key, model: str) -> Lease:
         gate = self._gates.get(key.account_id)
         if gate is None:
             gate = self._gates[key.account_id] = BoundedSemaphore(1)
-        return Lease(key, self._clock.monotonic_s(), gate)
+        return Lease(key, model, self._clock.monotonic_s(), gate)
 
     # -- grants -------------------------------------------------------------------------------
 
@@ -156,18 +157,19 @@ class LeaseBook:
                             hold_nano = least_nano
                             continue
                         if late or not ex.only_leased:
-                            raise self._denied(ex) from ex
+                            raise self._denied(key, ex) from ex
                 if not lease.closed and lease.fits(hold_nano):
                     return lease, hold_nano
             if lease.closed:
-                lease = self._leases.setdefault(key.id, self._new(key))
+                place = (key.id, lease.model)
+                lease = self._leases.setdefault(place, self._new(key, lease.model))
                 if lease.closed:
-                    lease = self._leases[key.id] = self._new(key)
+                    lease = self._leases[place] = self._new(key, lease.model)
                 continue
             gevent.sleep(RETRY_S)
 
-    def _denied(self, ex: Shortfall) -> Refusal:
-        denied = refusal(ex.failing)
+    def _denied(self, key: Key, ex: Shortfall) -> Refusal:
+        denied = refusal(ex.failing, key.limit_ids[0], self._clock.now_us())
         self._counters.add("tollgate_quota_denied_total", denied.code)
         return denied
 
@@ -232,10 +234,6 @@ class LeaseBook:
         if reply.state != "open":
             raise Sealed(self._incarnation)
         self.figures.learn(reply.limits.values())
-        for lease in active:
-            for limit_id in lease.limits:
-                if limit_id in reply.limits:
-                    lease.limits[limit_id] = reply.limits[limit_id]
         now_s = self._clock.monotonic_s()
         for lease in active:
             idle_s = now_s - lease.used_s
@@ -269,8 +267,10 @@ class LeaseBook:
         if busy or lease.closed or lease.lock.locked():
             return
         lease.closed = True
-        if self._leases.get(lease.key_id) is lease:
-            del self._leases[lease.key_id]
+        place = (lease.key_id, lease.model)
+        if self._leases.get(place) is lease:
+            del self._leases[place]
+        self.figures.forget(lease)
         self._on_closed(lease)
 
     def close_all(self) -> bool:

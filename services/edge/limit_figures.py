@@ -2,7 +2,7 @@
 here since."""
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Final
 
 from services.backends.clock import Clock
@@ -14,41 +14,37 @@ LIMITS_KEPT: Final = 10_000
 
 
 class LimitFigures:
-    """Over the leases of one worker."""
+    """Of every limit that this worker asked about lately."""
 
-    def __init__(self, leases: Collection[Lease], clock: Clock) -> None:
-        self._leases = leases
+    def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._known: dict[str, LimitState] = {}
         self._learned_s: dict[str, float] = {}
+        self._leases: dict[str, set[Lease]] = {}  # by limit: those that report on it
 
     def get(self, limit_id: str) -> LimitState | None:
         """As last read; None when it is unknown here."""
         return self._known.get(limit_id)
 
-    def remaining_nano(self, limit_id: str) -> int | None:
+    def remaining_nano(self, state: LimitState) -> int | None:
         """limit - settled - reserved - unsettled spend, as far as this worker knows; None when
-        the limit is unknown here or unlimited."""
-        state = self._known.get(limit_id)
-        if state is None or state.limit_nano is None:
+        the limit is unlimited."""
+        if state.limit_nano is None:
             return None
         since_report = 0  # pending_nano holds what every lease last reported, ours too
-        for lease in self._leases:
-            if limit_id in lease.limits:
-                since_report += lease.reserved_nano + lease.spent_nano - sum(lease.reported)
+        for lease in self._leases.get(state.limit_id, ()):
+            since_report += lease.reserved_nano + lease.spent_nano - sum(lease.reported)
         return state.limit_nano - state.settled_nano - state.pending_nano - since_report
 
-    def unknown(self, limit_ids: tuple[str, ...]) -> list[str]:
+    def unknown(self, limit_ids: Iterable[str]) -> list[str]:
         """The limits whose figures here are missing or old: no lease of this worker reports on
         them."""
         since_s = self._clock.monotonic_s() - LIMIT_AGE_S
-        old = [each for each in limit_ids if self._learned_s.get(each, -math.inf) < since_s]
-        if not old:
-            return old
         return [
             each
-            for each in old
-            if each not in self._known or not any(each in lease.limits for lease in self._leases)
+            for each in limit_ids
+            if self._learned_s.get(each, -math.inf) < since_s
+            and not (each in self._known and self._leases.get(each))
         ]
 
     def learn(self, states: Iterable[LimitState]) -> None:
@@ -61,3 +57,19 @@ class LimitFigures:
         for state in states:
             self._known[state.limit_id] = state
             self._learned_s[state.limit_id] = now_s
+
+    def follow(self, lease: Lease, states: list[LimitState]) -> None:
+        """A grant told these; from now on the lease reports on them."""
+        self.learn(states)
+        for state in states:
+            if state.limit_id not in lease.limits:
+                lease.limits.add(state.limit_id)
+                self._leases.setdefault(state.limit_id, set()).add(lease)
+
+    def forget(self, lease: Lease) -> None:
+        """The lease has ended."""
+        for limit_id in lease.limits:
+            following = self._leases[limit_id]
+            following.discard(lease)
+            if not following:
+                del self._leases[limit_id]

@@ -1,6 +1,5 @@
 """What one edge worker holds, and its poll loop."""
 
-import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -13,9 +12,7 @@ from services.backends.heartbeat import alive
 from services.backends.outbox import Outbox, Sealed
 from services.backends.query_client import QueryClient
 from services.backends.sql.accounts import Accounts
-from services.backends.sql.engine import DatabaseUnavailable
 from services.core.access import is_revoked
-from services.core.catalog import Key
 from services.core.outcomes import BYTES_PER_TOKEN
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
@@ -25,6 +22,7 @@ from services.edge.leases import LeaseBook
 from services.edge.rates import RateBook
 from services.edge.record import Recorder
 from services.edge.snapshot import Snapshots, View
+from services.edge.standing import Standings
 from services.edge.threads import Threads
 
 log = telemetry.get_logger()
@@ -66,6 +64,7 @@ class Worker:
         self.holds = holds
         self.upstreams = upstreams
         self.accounts = accounts
+        self.standings = Standings(leases.figures, accounts, threads, clock)
         self.queries = queries
         self.threads = threads
         self.counters = counters
@@ -181,16 +180,3 @@ class Worker:
             self.outbox.close()
         else:
             self.outbox.sync()
-
-    def remaining_nano(self, key: Key) -> int:
-        """What the key may still spend: the least over its limits, from the freshest numbers
-        this worker has; a limit that none of its leases touches is read, at most once a second.
-        While it cannot be read the last figures stand."""
-        unknown = self.leases.figures.unknown(key.limit_ids)
-        if unknown:
-            with contextlib.suppress(DatabaseUnavailable):
-                self.leases.figures.learn(
-                    self.threads.apply(self.accounts.limit_states, (unknown,))
-                )
-        known = [self.leases.figures.remaining_nano(limit) for limit in key.limit_ids]
-        return min((nano for nano in known if nano is not None), default=0)

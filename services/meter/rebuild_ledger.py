@@ -175,8 +175,8 @@ def compare(
     result: Rebuilt,
     topic: str = TOPIC,
 ) -> None:
-    """Holds every event's postings and settlement, and every balance when nothing was posted
-    meanwhile, against the living ledger. Raises DatabaseUnavailable."""
+    """Holds every event's postings and settlement, and when nothing was posted meanwhile every
+    balance and limit, against the living ledger. Raises DatabaseUnavailable."""
     before = LedgerStore(live).positions(topic)
     mine, theirs = BooksAudit(rebuilt), BooksAudit(live)
     for partition, (first, end) in sorted(ranges.items()):
@@ -199,6 +199,9 @@ def compare(
         if LedgerStore(live).positions(topic) == before:
             for account in sorted(one_side.keys() | other_side.keys()):
                 _compare_event(account, one_side, other_side, result)
+            # The limits are the living ones, copied; the settlements beside them are rebuilt.
+            for finding in mine.limit_findings():
+                result.differ(finding.subject, finding.detail)
 
 
 def _compare_event(name: str, mine: object, theirs: object, result: Rebuilt) -> None:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 from sqlalchemy import ColumnElement, Connection, Engine, func, select
 
 from services.backends.sql.engine import read
+from services.backends.sql.lease_reads import limit_rows, limit_states, pending_of_account
 from services.backends.sql.tables import lease, limit_row, wallet_movement
 from services.core.budgets import LimitState
 
@@ -60,28 +61,13 @@ class Accounts:
 
         return read(self._engine, fn)
 
-    def limit_states(self, limit_ids: list[str]) -> list[LimitState]:
-        """The limits' present figures; ids that do not exist are left out."""
+    def limit_states(self, account_id: str, limit_ids: list[str]) -> list[LimitState]:
+        """The present figures of limits of the account, its keys and members; ids that do not
+        exist are left out."""
 
         def fn(connection: Connection) -> list[LimitState]:
-            rows = connection.execute(
-                select(limit_row).where(limit_row.c.id.in_(limit_ids)).order_by(limit_row.c.id)
-            ).all()
-            states = []
-            for row in rows:
-                holder = lease.c.key_id if row.kind == "key_quota" else lease.c.account_id
-                pending_nano = _pending(connection, holder == row.subject)
-                states.append(
-                    LimitState(
-                        limit_id=row.id,
-                        kind=row.kind,
-                        limit_nano=row.limit_nano,
-                        settled_nano=row.settled_nano,
-                        leased_nano=row.leased_nano,
-                        pending_nano=pending_nano,
-                    )
-                )
-            return states
+            rows = limit_rows(connection, limit_ids)
+            return limit_states(rows, pending_of_account(connection, account_id))
 
         return read(self._engine, fn)
 

@@ -1,6 +1,7 @@
 """Readings of the books for reconciliation: by event, in totals, and against themselves."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
@@ -13,7 +14,7 @@ from sqlalchemy import (
     select,
 )
 
-from services.backends.sql.books_checks import CHECKS, not_taken
+from services.backends.sql.books_checks import CHECKS, REBUILT_CHECKS, not_taken
 from services.backends.sql.bulk import rows_as_table
 from services.backends.sql.engine import read
 from services.backends.sql.ledger import SettlementRow
@@ -25,6 +26,7 @@ from services.backends.sql.tables import (
     sql_outbox,
     wallet_movement,
 )
+from services.backends.sql.window_checks import window_findings
 from services.core.ledger import Posting
 
 _NAMED: Final = 100  # findings of one kind that are listed
@@ -165,18 +167,27 @@ class BooksAudit:
         equal to what it sums, every event of the SQL outbox up to that number taken."""
 
         def fn(connection: Connection) -> list[Finding]:
-            found: list[Finding] = []
-            for check in CHECKS:
-                found += [Finding(*row) for row in connection.execute(check.limit(_NAMED))]
+            found = _findings(connection, CHECKS)
             lost = not_taken(outbox_up_to).limit(_NAMED)
             return found + [Finding(*row) for row in connection.execute(lost)]
 
         return read(self._engine, fn)
 
+    def limit_findings(self) -> list[Finding]:
+        """Limits and windows against the settlements alone, leases left aside."""
+        return read(self._engine, lambda connection: _findings(connection, REBUILT_CHECKS))
+
     def trial_balance_nano(self) -> int:
         """The sum of all postings: 0."""
         query = select(func.coalesce(func.sum(posting.c.amount_nano), 0))
         return int(read(self._engine, lambda c: c.execute(query).scalar_one()))
+
+
+def _findings(connection: Connection, checks: Sequence[Select[Any]]) -> list[Finding]:
+    found: list[Finding] = []
+    for check in checks:
+        found += [Finding(*row) for row in connection.execute(check.limit(_NAMED))]
+    return found + [Finding(*each) for each in islice(window_findings(connection), _NAMED)]
 
 
 def _named(connection: Connection, ids: Sequence[str]) -> Select[Any]:

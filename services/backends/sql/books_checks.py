@@ -3,9 +3,10 @@
 
 from typing import Any, Final
 
-from sqlalchemy import Select, Text, case, cast, func, literal, or_, select
+from sqlalchemy import Select, Text, cast, func, literal, or_, select, union_all
 
 from services.backends.sql.tables import (
+    api_key,
     applied,
     balance,
     lease,
@@ -119,62 +120,82 @@ def _wrong_wallets() -> Select[Any]:
     )
 
 
-def _wrong_settled() -> Select[Any]:
-    """A limit's settled sum is what its settlements charged."""
-
-    def charged(column: Any, name: str) -> Any:
-        return (
-            select(column.label("subject"), func.sum(settlement.c.charged_nano).label("nano"))
-            .group_by(column)
-            .subquery(name)
-        )
-
-    accounts, keys = charged(settlement.c.account_id, "a"), charged(settlement.c.key_id, "k")
-    nano = func.coalesce(
-        case((limit_row.c.kind == "wallet", accounts.c.nano), else_=keys.c.nano), 0
+def _charged() -> Any:
+    """Nano-USD by account, key and capped model. What was charged for a capped model only its
+    leases tell: a settlement names none."""
+    settled = select(
+        settlement.c.account_id.label("account_id"),
+        settlement.c.key_id.label("key_id"),
+        literal("").label("model"),
+        func.sum(settlement.c.charged_nano).label("nano"),
+    ).group_by(settlement.c.account_id, settlement.c.key_id)
+    capped = select(lease.c.account_id, lease.c.key_id, lease.c.model, lease.c.consumed_nano).where(
+        lease.c.model != ""
     )
-    joined = limit_row.outerjoin(accounts, accounts.c.subject == limit_row.c.subject).outerjoin(
-        keys, keys.c.subject == limit_row.c.subject
+    return union_all(settled, capped).subquery("charged")
+
+
+def _left() -> Any:
+    """What live leases have left, by account, key and capped model: under its model and, like all
+    others, without one."""
+    rest = (lease.c.amount_nano - lease.c.consumed_nano).label("nano")
+    live = lease.c.state != "closed"
+    every = select(lease.c.account_id, lease.c.key_id, literal("").label("model"), rest)
+    capped = select(lease.c.account_id, lease.c.key_id, lease.c.model, rest)
+    return union_all(every.where(live), capped.where(live, lease.c.model != "")).subquery("left")
+
+
+def _by_limit(amounts: Any) -> Any:
+    """The amounts (account_id, key_id, model, nano) summed for each subject of a limit: a key's
+    count for it, its parent, its member, and of a capped model for the member's cap."""
+    key = api_key.alias()
+    whole, capped = amounts.c.model == "", amounts.c.model != ""
+    nano = amounts.c.nano.label("nano")
+
+    def of(subject: Any, condition: Any) -> Any:
+        joined = amounts.outerjoin(key, key.c.id == amounts.c.key_id)
+        return select(subject.label("subject"), nano).select_from(joined).where(condition)
+
+    each = union_all(
+        of(amounts.c.account_id, whole),
+        of(amounts.c.key_id, whole),
+        of(key.c.parent_id, whole & key.c.parent_id.is_not(None)),
+        of(key.c.member_id, whole & key.c.member_id.is_not(None)),
+        of(key.c.member_id + ":" + amounts.c.model, capped),
+    ).subquery()
+    return (
+        select(each.c.subject, func.sum(each.c.nano).label("nano"))
+        .group_by(each.c.subject)
+        .subquery()
     )
+
+
+def _wrong_sum(pair: str, column: Any, words: tuple[str, str], amounts: Any) -> Select[Any]:
+    """Limits whose `column` is not the sum of `amounts` that count for their subject."""
+    sums = _by_limit(amounts)
+    nano = func.coalesce(sums.c.nano, 0)
     return (
         _finding(
-            "settlements-limit",
+            pair,
             limit_row.c.kind + ":" + limit_row.c.subject,
-            _differs("settled", limit_row.c.settled_nano, "charged", nano),
+            _differs(words[0], column, words[1], nano),
         )
-        .select_from(joined)
-        .where(limit_row.c.settled_nano != nano)
+        .select_from(limit_row.outerjoin(sums, sums.c.subject == limit_row.c.subject))
+        .where(column != nano)
+    )
+
+
+def _wrong_settled() -> Select[Any]:
+    """A limit's settled sum is what its settlements charged; a window's counts what came before
+    it was made, too."""
+    return _wrong_sum(
+        "settlements-limit", limit_row.c.settled_nano, ("settled", "charged"), _charged()
     )
 
 
 def _wrong_leased() -> Select[Any]:
     """A limit's leased sum is what its live leases have left."""
-
-    def left(column: Any, name: str) -> Any:
-        rest = func.sum(lease.c.amount_nano - lease.c.consumed_nano)
-        return (
-            select(column.label("subject"), rest.label("nano"))
-            .where(lease.c.state != "closed")
-            .group_by(column)
-            .subquery(name)
-        )
-
-    accounts, keys = left(lease.c.account_id, "a"), left(lease.c.key_id, "k")
-    nano = func.coalesce(
-        case((limit_row.c.kind == "wallet", accounts.c.nano), else_=keys.c.nano), 0
-    )
-    joined = limit_row.outerjoin(accounts, accounts.c.subject == limit_row.c.subject).outerjoin(
-        keys, keys.c.subject == limit_row.c.subject
-    )
-    return (
-        _finding(
-            "leases-limit",
-            limit_row.c.kind + ":" + limit_row.c.subject,
-            _differs("leased", limit_row.c.leased_nano, "leases have", nano),
-        )
-        .select_from(joined)
-        .where(limit_row.c.leased_nano != nano)
-    )
+    return _wrong_sum("leases-limit", limit_row.c.leased_nano, ("leased", "leases have"), _left())
 
 
 def _wrong_consumed() -> Select[Any]:
@@ -201,6 +222,8 @@ def _wrong_consumed() -> Select[Any]:
     )
 
 
+# What settlements say of limits alone: a rebuilt ledger has no leases, which name capped models.
+REBUILT_CHECKS: Final = (_wrong_settled().where(limit_row.c.kind != "member_model"),)
 CHECKS: Final = (
     _orphan_settlements(),
     _orphan_postings(),

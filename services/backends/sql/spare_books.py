@@ -7,10 +7,12 @@ from sqlalchemy import Connection, Engine, Table, func, insert, select
 from services.backends.sql.engine import read, write
 from services.backends.sql.tables import (
     account,
+    api_key,
     applied,
     balance,
     dead_event,
     limit_row,
+    member,
     posting,
     price_schedule,
     price_version,
@@ -22,7 +24,16 @@ from services.backends.sql.tables import (
 LEDGER: Final = (applied, settlement, posting, balance)
 # In the order of their foreign keys. `dead_event` is what people decided about single events; the
 # rest is the catalog that the sink asks, and the movements.
-_BESIDE: Final = (limit_row, account, price_version, price_schedule, wallet_movement, dead_event)
+_BESIDE: Final = (
+    limit_row,
+    account,
+    member,
+    api_key,
+    price_version,
+    price_schedule,
+    wallet_movement,
+    dead_event,
+)
 _PAGE: Final = 5_000
 _SERIAL: Final = frozenset({price_schedule.name, dead_event.name})  # the database numbers them
 
@@ -47,7 +58,10 @@ def copy_beside(source: Engine, target: Engine) -> None:
 
 
 def _copy_page(source: Engine, target: Engine, table: Table, offset: int) -> bool:
-    query = select(table).order_by(*table.primary_key.columns).offset(offset).limit(_PAGE)
+    order: list[Any] = list(table.primary_key.columns)
+    if table is api_key:
+        order.insert(0, api_key.c.parent_id.is_not(None))  # parents first
+    query = select(table).order_by(*order).offset(offset).limit(_PAGE)
     rows = read(source, lambda connection: _rows(connection, query, table))
     if rows:
         write(target, lambda connection: connection.execute(insert(table), rows))
@@ -87,4 +101,6 @@ def _rows(connection: Connection, query: Any, table: Table) -> list[dict[str, An
             del row["id"]
         if table is limit_row:
             row["leased_nano"] = 0
+        if table is api_key:
+            row["secret_sealed"] = ""  # no use for it there
     return rows

@@ -6,7 +6,7 @@ import falcon
 import orjson
 
 from services.core.access import allowed_models
-from services.core.catalog import Key
+from services.core.catalog import Key, Snapshot
 from services.core.ids import uuid7_text
 from services.core.money import NANO_PER_USD, exact_usd
 from services.edge.authenticated import Authenticated, Caller
@@ -28,6 +28,7 @@ class AccountResource(Authenticated):
         view, key = caller.view, caller.key
         account = view.account(key.account_id)
         tier = "enterprise" if account.kind == "org" else "individual"
+        caps = self._worker.standings.caps(key)
         return {
             "user": {
                 "id": account.id,
@@ -38,10 +39,10 @@ class AccountResource(Authenticated):
             },
             "balance": balance(self._worker, key),
             "allowed_models": [
-                {"id": model.model, "quota_used_usd": None, "quota_cap_usd": None}
+                {"id": model.model} | _quota(caps.get(model.model))
                 for model in allowed_models(view.snapshot, view.index, key)
             ],
-            "org": None,
+            "org": _org(view.snapshot, key),
         }
 
 
@@ -110,6 +111,28 @@ def balance(worker: Worker, key: Key) -> dict[str, Any]:
         "low_balance_threshold_usd": LOW_BALANCE_NANO / NANO_PER_USD,
         "low_balance_flagged": available_nano < LOW_BALANCE_NANO,
     }
+
+
+def _quota(cap: tuple[int, int] | None) -> dict[str, float | None]:
+    """(used, cap) of a model in USD, None without a cap; what is used is rounded up."""
+    if cap is None:
+        return {"quota_used_usd": None, "quota_cap_usd": None}
+    used_nano, cap_nano = cap
+    return {
+        "quota_used_usd": -(-used_nano // 1000) / 1_000_000,
+        "quota_cap_usd": float(exact_usd(cap_nano)),
+    }
+
+
+def _org(snapshot: Snapshot, key: Key) -> dict[str, str] | None:
+    """The org that owns the key, and the role of the key's member in it; a key of the org itself
+    acts as its owner."""
+    account = snapshot.accounts[key.account_id]
+    if account.kind != "org":
+        return None
+    member = snapshot.members.get(key.member_id or "")
+    role = member.role if member is not None else "owner"
+    return {"id": account.id, "name": account.name, "role": role}
 
 
 def _usd(nano: int | None) -> float | None:

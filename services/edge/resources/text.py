@@ -15,6 +15,7 @@ from services.core.holds import hold_bound
 from services.core.ids import uuid7_text
 from services.core.outcomes import BYTES_PER_TOKEN, Ending
 from services.core.rates import Rule
+from services.core.shortfalls import WindowFull
 from services.edge.attempts import ClientGone, Failure, cut_short
 from services.edge.authenticate import authenticate
 from services.edge.body import read_body
@@ -24,6 +25,7 @@ from services.edge.headers import accounting, client_headers, downstream
 from services.edge.passthrough import StreamRelay
 from services.edge.record import upstream_error_note
 from services.edge.refuse import render
+from services.edge.standing import Standing
 from services.edge.upstream import Aborted, Call, FirstByteTimeout, IdleTimeout, UpstreamBroken
 from services.edge.watch import ClientWatch
 from services.edge.worker import Worker
@@ -129,7 +131,9 @@ class TextResource:
             n=x.parsed.n,
             tier=x.parsed.tier,
         )
-        x.reservation = worker.leases.reserve(x.key, *worker.holds.first_nano(x, x.bound))
+        x.reservation = worker.leases.reserve(
+            x.key, *worker.holds.first_nano(x, x.bound), x.price.model
+        )
         rates = self._rates(x)
         if rates:
             tokens = x.parsed.shape.text_bytes // BYTES_PER_TOKEN
@@ -238,6 +242,8 @@ class TextResource:
 
     def _refuse(self, x: Exchange, resp: falcon.Response, refusal: Refusal) -> None:
         x.refused = refusal.code
+        if isinstance(refusal, WindowFull):
+            x.window = refusal.window
         status = render(resp, x.dialect, refusal, x.request_id, x)
         try:
             self._worker.recorder.refused(x, refusal, status)
@@ -260,11 +266,15 @@ class TextResource:
         render(resp, x.dialect, refusal, x.request_id, x, failure.status or None)
 
     def _accounting(self, x: Exchange) -> list[tuple[str, str]]:
-        remaining_nano = self._worker.remaining_nano(x.key) if x.key is not None else 0
+        standing = Standing()
+        if x.key is not None and x.view is not None:
+            standing = self._worker.standings.of(x.key, x.view.account(x.key.account_id))
         return accounting(
-            remaining_nano=remaining_nano,
+            remaining_nano=standing.remaining_nano,
             estimate_credits=x.estimate_credits,
             request_id=x.request_id,
+            org_nano=standing.org_nano,
+            window=x.window or standing.window,
         )
 
 
