@@ -10,9 +10,9 @@ from services.backends.sql.budgets import Charge
 from services.backends.sql.engine import read
 from services.backends.sql.outbox import SqlOutbox
 from services.backends.sql.tables import sql_outbox, wallet_movement
-from services.backends.sql.wallets import InsufficientFunds, MovementConflict
+from services.backends.sql.wallets import InsufficientFunds, MovementConflict, patiently
 from tests.parts.postgres import database_url, engine  # noqa: F401
-from tests.parts.sql_world import World, count, guard_limits
+from tests.parts.sql_world import INCARNATION, World, count, guard_limits
 
 
 @pytest.fixture
@@ -146,3 +146,78 @@ def test_the_outbox_hands_out_what_the_bus_has_not(world):
     world.wallets.move(world.account.id, "topup", 1)
     assert len(outbox.unshipped(100)) == 2
     assert outbox.unshipped(1) == rows[-1:]
+
+
+def test_a_top_up_and_its_bonus_are_one_transaction(world):
+    ids = world.wallets.top_up(world.account.id, 500, 40, "pay-7", "card", "me")
+    assert world.limits()["wallet"] == (1_540, 0, 0)
+    paid, bonus = movements(world.engine)[-2:]
+    assert [paid.movement_id, bonus.movement_id] == ids
+    assert [(event.movement, event.amount_nano) for event in (paid, bonus)] == [
+        ("topup", 500),
+        ("bonus", 40),
+    ]
+    assert (bonus.external_id, bonus.note, bonus.actor) == ("pay-7:bonus", "card", "me")
+    assert bonus.occurred_at > paid.occurred_at  # their order is told
+    # Another ladder is in force when the call is repeated: what was done stands.
+    assert world.wallets.top_up(world.account.id, 500, 55, "pay-7") == ids
+    assert world.wallets.top_up(world.account.id, 500, 0, "pay-7") == ids
+    with pytest.raises(MovementConflict):
+        world.wallets.top_up(world.account.id, 501, 40, "pay-7")
+    assert world.limits()["wallet"] == (1_540, 0, 0)
+    assert len(world.wallets.top_up(world.account.id, 5, 0)) == 1
+
+
+def test_racing_repeats_of_a_top_up_move_the_money_once(world):
+    start = threading.Barrier(4)
+    found = []
+
+    def top_up():
+        start.wait()
+        found.append(world.wallets.top_up(world.account.id, 100, 5, "pay-1"))
+
+    threads = [threading.Thread(target=top_up) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    assert len({tuple(ids) for ids in found}) == 1
+    assert world.limits()["wallet"] == (1_105, 0, 0)
+
+
+def test_a_debit_waits_for_idle_money_but_not_for_what_is_spent(world):
+    world.grant("lease_1", 1, 600)
+    world.settle([Charge("lease_1", 100)])
+    account = world.account.id
+
+    def debit(amount_nano):
+        return lambda: world.wallets.move(account, "admin_debit", -amount_nano)
+
+    asked = []
+
+    def give_back():
+        world.wallets.recall(account)
+        assert "lease_1" in world.budgets.sync(INCARNATION, []).recall
+        asked.append(world.budgets.give_back("lease_1", 250, len(asked) + 1))
+
+    patiently(debit(800), give_back, lambda _: None)
+    assert asked == [True, True]
+    assert world.limits()["wallet"] == (200, 100, 0)
+    with pytest.raises(InsufficientFunds) as caught:
+        patiently(debit(101), lambda: pytest.fail("nothing to recall"), lambda _: None)
+    assert not caught.value.only_leased
+
+
+def test_a_debit_gives_up_when_nothing_comes_back(world):
+    world.grant("lease_1", 1, 600)
+    times = iter([0.0, 1.0, 1.9, 2.1])
+    with pytest.raises(InsufficientFunds) as caught:
+        patiently(
+            lambda: world.wallets.move(world.account.id, "admin_debit", -500),
+            lambda: world.wallets.recall(world.account.id),
+            lambda _: None,
+            lambda: next(times),
+        )
+    assert caught.value.only_leased
+    assert list(times) == []
