@@ -53,6 +53,10 @@ METRICS: Final = (
            "Leases of ended workers that wait for events"),
     Metric("tollgate_lease_expired_age_seconds", "gauge_max",
            "Since the first of these workers ended"),
+    # batch
+    Metric("tollgate_job_steps_total", "counter", "Steps of media jobs begun", ("phase",)),
+    Metric("tollgate_unknown_state_total", "counter",
+           "Upstream status words that no adapter knows", ("provider",)),
     # outbox
     Metric("tollgate_outbox_append_seconds", "histogram",
            "Time of one append transaction; one of 64 is measured", (), _SHORT_SECONDS),

@@ -7,7 +7,7 @@ due again when its claim runs out, by the same query.
 
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from services.backends.sql.engine import DatabaseUnavailable
@@ -63,7 +63,7 @@ class JobEngine:
                     stop.wait(_AWAY_S)
                     continue
                 for each in found:
-                    pool.submit(self._step, each).add_done_callback(self._ended)
+                    pool.submit(self._step, each)
                 if not found:
                     self._wake.wait(self._parts.config.batch.poll_s)
 
@@ -95,15 +95,9 @@ class JobEngine:
             self._held.update((each.id, each) for each in found)
         return found
 
-    def _ended(self, future: Future[Job]) -> None:
-        held = future.result()
-        with self._lock:
-            self._held.pop(held.id, None)
-        self._wake.set()
-
-    def _step(self, held: Job) -> Job:
-        metric("tollgate_job_steps_total").labels(held.phase.value).inc()
+    def _step(self, held: Job) -> None:
         try:
+            metric("tollgate_job_steps_total").labels(held.phase.value).inc()
             self._run_step(held)
         except ClaimLost:
             self._log.info("claim_lost", job=held.id, phase=held.phase.value)
@@ -111,7 +105,10 @@ class JobEngine:
             self._log.warning("step_not_written", job=held.id, error=str(ex))
         except Exception:  # due again when the claim runs out, a few times
             self._log.exception("step_failed", job=held.id, phase=held.phase.value)
-        return held
+        finally:
+            with self._lock:
+                self._held.pop(held.id, None)
+            self._wake.set()
 
     def _run_step(self, held: Job) -> None:
         parts = self._parts

@@ -22,6 +22,14 @@ _SIM_DIALECTS: Final = {
     "chat": ("openai", "google", "deepseek", "moonshot", "zhipu", "minimax", "simulated"),
     "responses": ("openai", "simulated"),
 }
+_SIM_MEDIA: Final = (  # provider, path, vendors, kinds
+    ("openai", "/v1", ("openai", "volcengine", "simulated"), ("image", "speech", "transcription")),
+    ("openai-videos", "/v1", ("openai", "volcengine", "simulated"), ("video",)),
+    ("openai-embeddings", "/v1", ("openai", "simulated"), ("embedding",)),
+    ("rerank", "/v1", ("simulated",), ("rerank",)),
+    ("veo", "/v1beta", ("google",), ("video",)),
+    ("imagen", "/v1beta", ("google",), ("image",)),
+)
 
 
 def channels(config: Config) -> Sequence[shape.Channel]:
@@ -30,7 +38,8 @@ def channels(config: Config) -> Sequence[shape.Channel]:
     if config.channels:
         return config.channels
     models = price_files.load()
-    return [
+    groups = ["default", *(group.name for group in config.groups if group.name != "default")]
+    text = [
         shape.Channel(
             name=f"sim-{dialect}",
             dialect=dialect,  # type: ignore[arg-type]
@@ -40,10 +49,25 @@ def channels(config: Config) -> Sequence[shape.Channel]:
                 for name, model in models.items()
                 if model.vendor in vendors and model.kind == "text"
             ],
-            groups=["default", *(group.name for group in config.groups if group.name != "default")],
+            groups=groups,
         )
         for dialect, vendors in _SIM_DIALECTS.items()
     ]
+    media = [
+        shape.Channel(
+            name=f"sim-{provider}",
+            provider=provider,
+            base_url=sim_url(config) + path,
+            models=[
+                name
+                for name, model in models.items()
+                if model.vendor in vendors and model.kind in kinds
+            ],
+            groups=groups,
+        )
+        for provider, path, vendors, kinds in _SIM_MEDIA
+    ]
+    return [*text, *media]
 
 
 def wants_sim(config: Config) -> bool:

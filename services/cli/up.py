@@ -23,6 +23,7 @@ from services.cli.supervisor import Part, PartKeepsDying, Supervisor
 READY_S: Final = 90.0
 _LOOK_S: Final = 0.05
 _BOOKS_GRACE_S: Final = 40.0
+_BATCH_GRACE_S: Final = 30.0
 _SIM_GRACE_S: Final = 5.0
 
 
@@ -47,8 +48,9 @@ class Stopped(lifecycle.Stop):
 @click.option("--quiet", is_flag=True, help="No examples, no line per request.")
 @click.pass_obj
 def up(cli: Cli, host: str | None, port: int | None, quiet: bool) -> None:
-    """Starts the edge, the books, the analytics and, when a channel wants it, the simulated
-    provider; makes a demo account with $10; stops everything in order on Ctrl-C or SIGTERM."""
+    """Starts the edge, the books, the analytics, the batch service for media and, when a channel
+    wants it, the simulated provider; makes a demo account with $10; stops everything in order on
+    Ctrl-C or SIGTERM."""
     config = cli.config(edge__host=host, edge__port=port)
     stop = Stopped()
     stop.install()
@@ -140,6 +142,8 @@ def _supervisor(cli: Cli, config: Config, *, simulated: bool, quiet: bool) -> Su
             niceness=10,
         ),
     ]
+    if any(channel.provider for channel in installation.channels(config)):
+        parts.append(Part("batch", [*ours, "batch"], _BATCH_GRACE_S, niceness=3))
     if simulated:
         where = ["--host", config.sim.host, "--port", str(config.sim.port)]
         parts.append(Part("sim", [sys.executable, "-m", "services.sim", *where], _SIM_GRACE_S))

@@ -152,9 +152,7 @@ def ending(fault: Fault) -> tuple[Code, Stage, int, Outcome]:
 
 
 def next_poll_s(age_s: float, eta_s: float, least_s: float, most_s: float, spread: float) -> float:
-    """Seconds until a task of `age_s` is asked for again: nothing before 60 % of what such a
-    generation takes, then a tenth of its age; `spread` in 0..1 moves it by up to a fifth."""
-    wait_s = eta_s * 0.6 - age_s
-    if wait_s < least_s:
-        wait_s = max(least_s, min(age_s * 0.1, most_s))
-    return min(wait_s, most_s) * (0.8 + 0.4 * spread)
+    """Seconds until a task of `age_s` is asked for again: a tenth of the time that such a
+    generation takes, or of its age when it takes longer; `spread` in 0..1 moves it by up to a
+    fifth."""
+    return max(least_s, min(max(age_s, eta_s) * 0.1, most_s)) * (0.8 + 0.4 * spread)

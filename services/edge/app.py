@@ -15,6 +15,7 @@ from services.core.errors import Refusal
 from services.core.ids import uuid7_text
 from services.edge.forward import ForwardResource
 from services.edge.headers import accounting
+from services.edge.jobs.routes import add_job_routes
 from services.edge.manage.desk import Desk
 from services.edge.manage.routes import add_routes
 from services.edge.refuse import render, render_google
@@ -39,7 +40,7 @@ from services.edge.worker import Worker
 log = telemetry.get_logger()
 
 _OURS: Final = ("/v1/", "/api/", "/v1beta/", "/healthz", "/readyz", "/metrics")
-_OPENAI_SHAPED: Final = ("/v1/chat/", "/v1/tasks/", "/v1/images/", "/api/")
+_OPENAI_SHAPED: Final = ("/v1/chat/", "/v1/tasks/", "/v1/jobs", "/v1/images/", "/api/")
 _GOOGLE_SHAPED: Final = "/v1beta/"
 _PREFIXED: Final = re.compile(r"^(/.+?)(/(?:api/)?v1(?:beta)?/.*)$")
 
@@ -84,6 +85,7 @@ def create_routes(worker: Worker, desk: Desk) -> falcon.App:
     for path in ("/v1/usage", "/api/v1/usage", "/api/v1/me/usage", "/v1/receipts/{request_id}"):
         app.add_route(path, ForwardResource(worker, path))
     add_routes(app, worker, desk)
+    add_job_routes(app, worker)
     app.add_route("/", RootResource())
     app.add_route("/healthz", LiveResource())
     app.add_route("/readyz", ReadyResource(worker))

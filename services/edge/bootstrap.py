@@ -17,6 +17,7 @@ from schemas.config import Config
 from services.backends import bonus_ladder, lifecycle, telemetry
 from services.backends.admin_key import AdminKey
 from services.backends.clock import SystemClock
+from services.backends.http.private_client import PrivateClient
 from services.backends.outbox import Outbox, OutboxFailed
 from services.backends.query_client import QueryClient
 from services.backends.settings import load_secret, under
@@ -146,6 +147,7 @@ def create_app(config: Config) -> EdgeApp:
         upstreams=Upstreams(UpstreamPool(), clock, config.edge),
         accounts=Accounts(engine),
         queries=QueryClient(config),
+        batch=PrivateClient(config, config.edge.batch_url),
         threads=threads,
         counters=counters,
         confirm=partial(readers.confirm, incarnation),

@@ -9,6 +9,7 @@ from schemas.config import Config
 from services.backends import lifecycle, telemetry
 from services.backends.clock import Clock
 from services.backends.heartbeat import alive
+from services.backends.http.private_client import PrivateClient
 from services.backends.outbox import Outbox, Sealed
 from services.backends.query_client import QueryClient
 from services.backends.sql.accounts import Accounts
@@ -50,6 +51,7 @@ class Worker:
         upstreams: Upstreams,
         accounts: Accounts,
         queries: QueryClient,
+        batch: PrivateClient,
         threads: Threads,
         counters: Counters,
         confirm: Callable[[int], None],
@@ -66,6 +68,7 @@ class Worker:
         self.accounts = accounts
         self.standings = Standings(leases.figures, accounts, threads, clock)
         self.queries = queries
+        self.batch = batch
         self.threads = threads
         self.counters = counters
         self._confirm = confirm
@@ -106,8 +109,8 @@ class Worker:
             self._confirmed = view.version
 
     def _end_revoked(self, view: View) -> None:
-        """Running streams of keys that were taken away end with an error frame, free of charge,
-        because ending them is not their client's doing."""
+        """Running streams of keys that were taken away end with an error frame; what was sent of
+        them is due."""
         for x in list(self.active):
             if x.key is None or x.call is None or x.parsed is None or not x.parsed.stream:
                 continue

@@ -17,14 +17,15 @@ def channel(url, **more):
     return Channel(name="c", dialect="chat", base_url=url, models=["gpt-4o"], **more)
 
 
-def test_without_channels_the_simulated_provider_serves_every_priced_text_model(tmp_path):
+def test_without_channels_the_simulated_provider_serves_every_priced_model(tmp_path):
     config = config_of(tmp_path, sim__port=9000)
     made = installation.channels(config)
-    assert {each.dialect for each in made} == {"anthropic", "chat", "responses"}
-    assert {each.base_url for each in made} == {"http://127.0.0.1:9000"}
-    assert {name for each in made for name in each.models} == {
-        name for name, model in price_files.load().items() if model.kind == "text"
+    assert {each.dialect for each in made} == {"anthropic", "chat", "responses", ""}
+    assert all(bool(each.dialect) != bool(each.provider) for each in made)
+    assert {each.base_url.rpartition("/v1")[0] or each.base_url for each in made} == {
+        "http://127.0.0.1:9000"
     }
+    assert {name for each in made for name in each.models} == set(price_files.load())
     assert installation.wants_sim(config)
 
 

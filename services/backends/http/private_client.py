@@ -1,0 +1,127 @@
+"""Calls a private API of ours, over its unix socket or TCP, with a freshly signed identity.
+
+The standard library's HTTP over one connection per call: it works in gevent workers and in plain
+processes alike.
+"""
+
+import http.client
+import socket
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+from schemas.config import Config
+from services.backends import settings
+from services.backends.clock import Clock, SystemClock
+from services.backends.identity import HEADER, identity, sign
+
+_CONNECT_TIMEOUT_S: Final = 2.0
+_ANSWER_MAX: Final = 64 * 1024 * 1024
+_MAX_SOCKET_PATH: Final = 107
+_PIECE: Final = 64 * 1024
+
+
+class ApiUnavailable(Exception):
+    """Nobody answers there, or not in time."""
+
+
+class NotReached(ApiUnavailable):
+    """Nothing was sent."""
+
+
+class Answer:
+    """Status, headers (lower-case names) and the body, to be read once."""
+
+    def __init__(
+        self, connection: http.client.HTTPConnection, reply: http.client.HTTPResponse
+    ) -> None:
+        self.status = reply.status
+        self.headers = {name.lower(): value for name, value in reply.getheaders()}
+        self._connection = connection
+        self._reply = reply
+
+    def body(self) -> bytes:
+        """All of it, at most 64 MB. Raises ApiUnavailable."""
+        try:
+            found = self._reply.read(_ANSWER_MAX + 1)
+        except (OSError, http.client.HTTPException) as ex:
+            raise ApiUnavailable(str(ex)) from ex
+        finally:
+            self.close()
+        if len(found) > _ANSWER_MAX:
+            raise ApiUnavailable("the answer is larger than 64 MB")
+        return found
+
+    def pieces(self) -> Iterator[bytes]:
+        """The body as it comes. Raises OSError when it ends early."""
+        try:
+            while piece := self._reply.read(_PIECE):
+                yield piece
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class PrivateClient:
+    """Calls go to `url`: `unix:PATH` (relative to the data folder) or `http://host:port`."""
+
+    def __init__(self, config: Config, url: str, clock: Clock | None = None) -> None:
+        self._url = url
+        self._socket_path = ""
+        self._host, self._port = "", 0
+        if url.startswith("unix:"):
+            self._socket_path = str(settings.under(config, url.removeprefix("unix:")))
+        else:
+            host, _, port = url.removeprefix("http://").rpartition(":")
+            if not url.startswith("http://") or not host or not port.isdecimal():
+                raise settings.ConfigError(f"{url}: write unix:PATH or http://host:port")
+            self._host, self._port = host, int(port)
+        self._secret = settings.load_secret(config.data_dir)
+        self._clock = clock or SystemClock()
+
+    def call(
+        self,
+        method: str,
+        target: str,
+        *,
+        account_id: str,
+        key_id: str = "",
+        headers: Mapping[str, str] = {},
+        body: Any = None,
+        timeout_s: float = 60.0,
+    ) -> Answer:
+        """`target` is path and query; `body` bytes or an iterator of bytes (with content-length
+        in `headers`). Raises ApiUnavailable, NotReached."""
+        caller = identity(account_id, key_id, self._clock.now_us())
+        connection = self._connection()
+        try:
+            connection.connect()
+        except OSError as ex:
+            raise NotReached(f"nobody listens at {self._url}: {ex}") from ex
+        try:
+            connection.sock.settimeout(timeout_s)
+            signed = {**headers, HEADER: sign(self._secret, caller)}
+            connection.request(method, target, body, signed)
+            return Answer(connection, connection.getresponse())
+        except (OSError, http.client.HTTPException) as ex:
+            connection.close()
+            raise ApiUnavailable(f"nobody answers at {self._url}: {ex}") from ex
+
+    def _connection(self) -> http.client.HTTPConnection:
+        if self._socket_path:
+            return _UnixConnection(self._socket_path)
+        return http.client.HTTPConnection(self._host, self._port, timeout=_CONNECT_TIMEOUT_S)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=_CONNECT_TIMEOUT_S)
+        self._path = path
+
+    def connect(self) -> None:
+        if len(self._path) > _MAX_SOCKET_PATH:
+            raise OSError(f"the socket's path is longer than {_MAX_SOCKET_PATH} bytes")
+        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)

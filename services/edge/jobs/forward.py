@@ -1,0 +1,192 @@
+"""Forwards the routes of jobs to the batch service with the caller's identity, signed."""
+
+from collections.abc import Iterable
+from typing import Any, Final
+
+import falcon
+import gevent
+import msgspec
+
+from schemas.errors import Code
+from services.backends.http.private_client import Answer, ApiUnavailable, NotReached
+from services.core.errors import Refusal
+from services.edge.authenticated import Authenticated, Caller
+from services.edge.body import read_body
+from services.edge.jobs.feed import JobFeed
+from services.edge.worker import Worker
+
+BODY_MAX: Final = 1024 * 1024
+ORIGIN_HEADER: Final = "x-tollgate-origin"
+WAIT_MAX_S: Final = 60.0
+_PATIENCE_S: Final = 6.0
+_RETRY_S: Final = 0.2
+_SENT: Final = (
+    "content-type",
+    "accept",
+    "idempotency-key",
+    "if-none-match",
+    "if-range",
+    "range",
+)
+_TOLD: Final = (
+    "accept-ranges",
+    "cache-control",
+    "content-disposition",
+    "content-length",
+    "content-range",
+    "content-security-policy",
+    "content-type",
+    "etag",
+    "idempotent-replayed",
+    "location",
+    "retry-after",
+    "x-content-type-options",
+)
+
+
+class Forwarder:
+    """What the routes share, one per worker."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self.feed = JobFeed(worker.batch)
+
+    def ask(
+        self, req: falcon.Request, method: str, target: str, caller: Caller | None, body: bytes
+    ) -> Answer:
+        """The service's answer; patient while it starts. Raises Refusal(UNAVAILABLE)."""
+        headers = {name: value for name in _SENT if (value := req.get_header(name)) is not None}
+        headers[ORIGIN_HEADER] = f"{req.scheme}://{req.netloc}"
+        clock = self.worker.clock
+        deadline_s = clock.monotonic_s() + _PATIENCE_S
+        while True:
+            try:
+                return self.worker.batch.call(
+                    method,
+                    target,
+                    account_id=caller.key.account_id if caller else "-",
+                    key_id=caller.key.id if caller else "",
+                    headers=headers,
+                    body=body or None,
+                )
+            except ApiUnavailable as ex:
+                # What was sent may have been taken: only what changes nothing is asked again.
+                surely_not = isinstance(ex, NotReached) or method in ("GET", "HEAD")
+                if not surely_not or clock.monotonic_s() >= deadline_s:
+                    raise Refusal(Code.UNAVAILABLE, "jobs cannot be reached now") from ex
+            gevent.sleep(_RETRY_S)
+
+
+class JobRoute(Authenticated):
+    """One path of the batch service. `counted`: a submission, within the key's rates. `waits`: the
+    answer may be asked to wait for a change of the job."""
+
+    def __init__(
+        self, forwarder: Forwarder, *methods: str, counted: bool = False, waits: bool = False
+    ) -> None:
+        super().__init__(forwarder.worker)
+        self._forwarder = forwarder
+        self._counted = counted
+        self._waits = waits
+        for method in methods:
+            setattr(self, f"on_{method}", self._on)
+
+    def _on(self, req: falcon.Request, resp: falcon.Response, **fields: str) -> None:
+        def answer(caller: Caller) -> None:
+            body = b""
+            if req.method == "POST":
+                edge = self._worker.config.edge
+                body = read_body(req.env, BODY_MAX, edge.body_timeout_s)
+            if not self._counted or req.method != "POST":
+                self._send(req, resp, caller, body)
+                return
+            permit = self._worker.rates.admit(caller.view.rules(caller.key).rates, 0)
+            try:
+                self._send(req, resp, caller, body)
+            finally:
+                permit.end()
+
+        self._serve(req, resp, answer)
+
+    def _send(
+        self, req: falcon.Request, resp: falcon.Response, caller: Caller, body: bytes
+    ) -> None:
+        target = f"{req.path}?{req.query_string}" if req.query_string else req.path
+        found = self._forwarder.ask(req, req.method, target, caller, body)
+        wait_s = _wait_s(req) if self._waits else 0.0
+        if not wait_s or found.status not in (200, 202) or req.method == "HEAD":
+            relay(resp, found)
+            return
+        headers, status, told = found.headers, found.status, found.body()
+        told = self._wait(req, caller, told, wait_s)
+        resp.status, resp.data = status, told
+        _copy(resp, {**headers, "content-length": str(len(told))})
+        resp.set_header("etag", f'"{_peek(told).version}"')
+
+    def _wait(self, req: falcon.Request, caller: Caller, told: bytes, wait_s: float) -> bytes:
+        """The job's answer once it has changed (a submission: ended), at the latest in `wait_s`."""
+        before = _peek(told)
+        until_s = self._worker.clock.monotonic_s() + wait_s
+        with self._forwarder.feed.watching(before.id.removeprefix("job_")) as changed:
+            while True:
+                answer = self._forwarder.ask(req, "GET", f"/v1/jobs/{before.id}", caller, b"")
+                told = answer.body()
+                now = _peek(told)
+                news = req.method == "GET" and now.version != before.version
+                if now.completed_at or news:
+                    return told
+                left_s = until_s - self._worker.clock.monotonic_s()
+                if left_s <= 0:
+                    return told
+                changed.wait(min(left_s, 5.0))
+                changed.clear()
+
+
+class LinkRoute:
+    """GET and HEAD /a/{artifact}: signed links, no key."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, artifact_id: str) -> None:
+        target = f"{req.path}?{req.query_string}"
+        relay(resp, self._forwarder.ask(req, req.method, target, None, b""))
+
+    on_head = on_get
+
+
+def relay(resp: falcon.Response, found: Answer) -> None:
+    """The service's answer as it is, its body piece by piece."""
+    resp.status = found.status
+    _copy(resp, found.headers)
+    resp.stream = found.pieces()
+
+
+def _copy(resp: falcon.Response, headers: dict[str, str]) -> None:
+    for name in _TOLD:
+        if name in headers:
+            resp.set_header(name, headers[name])
+
+
+class _Job(msgspec.Struct):
+    id: str
+    version: int = 0
+    completed_at: str | None = None
+
+
+def _peek(body: bytes) -> _Job:
+    return msgspec.json.decode(body, type=_Job)
+
+
+def _wait_s(req: falcon.Request) -> float:
+    asked: Any = req.get_param("wait")
+    if asked is None:
+        asked = _preferred(req.get_header("prefer") or "")
+    if asked is None or not asked.isdecimal():
+        return 0.0
+    return min(float(asked), WAIT_MAX_S)
+
+
+def _preferred(header: str) -> str | None:
+    parts: Iterable[str] = (part.strip() for part in header.split(","))
+    return next((part[5:] for part in parts if part.startswith("wait=")), None)

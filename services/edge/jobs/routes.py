@@ -1,0 +1,30 @@
+"""The routes of jobs at the public door; all but streams and waiting is the batch service's."""
+
+import falcon
+
+from services.edge.jobs.forward import Forwarder, JobRoute, LinkRoute
+from services.edge.jobs.stream import JobEventsRoute, TaskStreamRoute
+from services.edge.worker import Worker
+
+
+def add_job_routes(app: falcon.App, worker: Worker) -> None:
+    """Adds them to the edge's app."""
+    forwarder = Forwarder(worker)
+    app.add_route("/v1/tasks/submit", JobRoute(forwarder, "post", counted=True))
+    app.add_route("/v1/tasks/query", JobRoute(forwarder, "get", "post"))
+    cancel = JobRoute(forwarder, "post")
+    app.add_route("/v1/tasks/cancel", cancel)
+    app.add_route("/v1/tasks/cancel/{task_id}", cancel)
+    app.add_route("/v1/tasks/stream/{task_id}", TaskStreamRoute(forwarder))
+    app.add_route("/v1/jobs", JobRoute(forwarder, "get", "post", counted=True, waits=True))
+    app.add_route("/v1/jobs/query", JobRoute(forwarder, "post"))
+    app.add_route("/v1/jobs/estimate", JobRoute(forwarder, "post"))
+    app.add_route("/v1/jobs/{job_id}", JobRoute(forwarder, "get", waits=True))
+    app.add_route("/v1/jobs/{job_id}/cancel", JobRoute(forwarder, "post"))
+    app.add_route("/v1/jobs/{job_id}/events", JobEventsRoute(forwarder))
+    app.add_route("/v1/jobs/{job_id}/attempts", JobRoute(forwarder, "get"))
+    app.add_route("/v1/jobs/{job_id}/redrive", JobRoute(forwarder, "post", counted=True))
+    app.add_route("/v1/artifacts/{artifact_id}", JobRoute(forwarder, "get"))
+    app.add_route("/v1/artifacts/{artifact_id}/url", JobRoute(forwarder, "post"))
+    app.add_route("/v1/artifacts/{artifact_id}/content", JobRoute(forwarder, "get", "head"))
+    app.add_route("/a/{artifact_id}", LinkRoute(forwarder))

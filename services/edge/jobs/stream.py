@@ -1,0 +1,148 @@
+"""Jobs as server-sent events. The stream of `/v1/jobs` can be taken up again where it was cut."""
+
+from collections.abc import Iterator
+from typing import Any, Final
+
+import falcon
+import gevent
+import msgspec
+
+from services.backends.http.private_client import ApiUnavailable
+from services.core.errors import InvalidRequest, Refusal
+from services.edge.authenticated import Authenticated, Caller
+from services.edge.jobs.forward import Forwarder, relay
+
+_LOOK_S: Final = 5.0  # without a hint
+_MAX_S: Final = 900.0
+_TASK_ENDS: Final = ("completed", "failed", "cancelled")
+
+
+class TaskStreamRoute(Authenticated):
+    """GET /v1/tasks/stream/{task_id}: the query's answer at every change of state."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        super().__init__(forwarder.worker)
+        self._forwarder = forwarder
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
+        def answer(caller: Caller) -> None:
+            target = f"/v1/tasks/query?task_id={task_id}"
+            found = self._forwarder.ask(req, "GET", target, caller, b"")
+            if found.status != 200:
+                relay(resp, found)
+                return
+            found.close()
+            _begin(resp, self._frames(req, caller, target, _bare(task_id)))
+
+        self._serve(req, resp, answer)
+
+    def _frames(
+        self, req: falcon.Request, caller: Caller, target: str, job_id: str
+    ) -> Iterator[bytes]:
+        shown = ""
+        yield b"retry: 2000\n\n"
+        with self._forwarder.feed.watching(job_id) as changed:
+            for _ in _turns(self._forwarder, changed):
+                try:
+                    told = self._forwarder.ask(req, "GET", target, caller, b"").body()
+                except (Refusal, ApiUnavailable):
+                    yield b": waiting\n\n"
+                    continue
+                status = msgspec.json.decode(told, type=dict[str, Any]).get("status", "")
+                if status != shown:
+                    shown = status
+                    yield b"event: " + status.encode() + b"\ndata: " + told + b"\n\n"
+                else:
+                    yield b": ping\n\n"
+                if status in _TASK_ENDS:
+                    return
+        yield b"event: reconnect\ndata: {}\n\n"
+
+
+class _Event(msgspec.Struct):
+    seq: int
+    type: str
+    data: msgspec.Raw
+    created_at: str
+
+
+class _Events(msgspec.Struct):
+    state: str
+    terminal: bool
+    data: list[_Event]
+
+
+class JobEventsRoute(Authenticated):
+    """GET /v1/jobs/{id}/events: a stream, resumed with Last-Event-ID or ?after=, or a JSON list
+    when JSON is asked for."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        super().__init__(forwarder.worker)
+        self._forwarder = forwarder
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, job_id: str) -> None:
+        def answer(caller: Caller) -> None:
+            if "application/json" in (req.get_header("accept") or ""):
+                target = f"{req.path}?{req.query_string}"
+                relay(resp, self._forwarder.ask(req, "GET", target, caller, b""))
+                return
+            after = req.get_header("last-event-id") or req.get_param("after") or "0"
+            if not after.isdecimal() or len(after) > 9:
+                raise InvalidRequest("after: write the number of an event", param="after")
+            found = self._forwarder.ask(req, "GET", f"/v1/jobs/{job_id}", caller, b"")
+            if found.status != 200:
+                relay(resp, found)
+                return
+            _begin(resp, self._frames(req, caller, job_id, found.body(), int(after)))
+
+        self._serve(req, resp, answer)
+
+    def _frames(
+        self, req: falcon.Request, caller: Caller, job_id: str, job: bytes, after: int
+    ) -> Iterator[bytes]:
+        yield b"retry: 2000\n\nevent: snapshot\ndata: " + job + b"\n\n"
+        with self._forwarder.feed.watching(_bare(job_id)) as changed:
+            for _ in _turns(self._forwarder, changed):
+                target = f"/v1/jobs/{job_id}/events?after={after}"
+                try:
+                    told = self._forwarder.ask(req, "GET", target, caller, b"").body()
+                    found = msgspec.json.decode(told, type=_Events)
+                except (Refusal, ApiUnavailable, msgspec.DecodeError):
+                    yield b": waiting\n\n"
+                    continue
+                for each in found.data:
+                    after = each.seq
+                    yield b"id: %d\nevent: %s\ndata: %s\n\n" % (
+                        each.seq,
+                        each.type.encode(),
+                        bytes(each.data),
+                    )
+                if found.terminal:
+                    told = self._forwarder.ask(req, "GET", f"/v1/jobs/{job_id}", caller, b"").body()
+                    yield b"event: done\ndata: " + told + b"\n\n"
+                    return
+                if not found.data:
+                    yield b": ping\n\n"
+        yield b"event: reconnect\ndata: {}\n\n"
+
+
+def _turns(forwarder: Forwarder, changed: Any) -> Iterator[None]:
+    """One at once, then one per change or per time without a hint, for a quarter of an hour."""
+    clock = forwarder.worker.clock
+    until_s = clock.monotonic_s() + _MAX_S
+    while clock.monotonic_s() < until_s and not forwarder.worker.stopping:
+        yield
+        changed.wait(_LOOK_S)
+        changed.clear()
+        gevent.sleep(0)
+
+
+def _begin(resp: falcon.Response, frames: Iterator[bytes]) -> None:
+    resp.content_type = "text/event-stream; charset=utf-8"
+    resp.set_header("cache-control", "no-store")
+    resp.set_header("x-accel-buffering", "no")
+    resp.stream = frames
+
+
+def _bare(job_id: str) -> str:
+    return job_id.removeprefix("task_").removeprefix("job_")
