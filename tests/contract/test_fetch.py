@@ -132,7 +132,7 @@ def test_a_name_is_looked_up_once_and_that_address_is_used(monkeypatch):
 
     guard = Guard(["127.0.0.2"])
     with server(says("content-length: 4", body=b"open"), host="127.0.0.2") as there:
-        monkeypatch.setattr("services.backends.http.fetch.socket.getaddrinfo", lookup)
+        monkeypatch.setattr("socket.getaddrinfo", lookup)
         fetcher = Fetcher(guard)
         assert fetch(fetcher, f"http://rebind.example:{there.port}/") == (200, b"open")
         assert asked == ["rebind.example"]
@@ -143,7 +143,7 @@ def test_a_name_is_looked_up_once_and_that_address_is_used(monkeypatch):
 
 def test_one_closed_address_among_several_refuses_the_name(monkeypatch):
     monkeypatch.setattr(
-        "services.backends.http.fetch.socket.getaddrinfo",
+        "socket.getaddrinfo",
         lambda host, port, *_, **__: [
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port))
             for each in ("127.0.0.2", "10.0.0.1")
@@ -158,7 +158,7 @@ def test_one_closed_address_among_several_refuses_the_name(monkeypatch):
 def test_the_next_address_is_tried_when_one_does_not_answer(monkeypatch, fetcher):
     with server(says("content-length: 2", body=b"ok")) as there:
         monkeypatch.setattr(
-            "services.backends.http.fetch.socket.getaddrinfo",
+            "socket.getaddrinfo",
             lambda host, port, *_, **__: [
                 (socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port))
                 for each in ("127.0.0.9", "127.0.0.1")
@@ -417,7 +417,7 @@ def test_tls_is_checked_against_the_name_of_the_url(tmp_path, monkeypatch):
     told = []
     context.sni_callback = lambda connection, name, _: told.append(name)
     monkeypatch.setattr(
-        "services.backends.http.fetch.socket.getaddrinfo",
+        "socket.getaddrinfo",
         lambda host, port, *_, **__: [
             (socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))
         ],

@@ -1,27 +1,21 @@
 """Fetches from and delivers to URLs that somebody else chose, over `requests`.
 
-A name is looked up once, all of its addresses are judged, and the connection goes to one of these
-very addresses while `Host` and the TLS name stay the URL's: a second, different answer of the name
-server changes nothing. Every redirect is a new URL, judged the same way.
+Every exchange, and every redirect in it, is judged anew: the URL by its form, the address by where
+it is (`judged.py`).
 """
 
-import socket
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
-from ssl import SSLContext
-from typing import Any, Final
+from typing import Final
 from urllib.parse import urljoin
 
 import msgspec
 import requests
-from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
-from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout, create_urllib3_context
 
+from services.backends.http.judged import Adapter, Watch, Way
 from services.core.netguard import Guard, Target, UrlRefused, check_url
 
 REDIRECTS_MAX: Final = 3
@@ -47,122 +41,10 @@ class Delivered(msgspec.Struct, frozen=True, kw_only=True):
     body: bytes
 
 
-class _Watch:
-    """Ends every connection of one exchange when its time is over, whatever it is doing."""
-
-    def __init__(self, deadline_s: float) -> None:
-        self.over = False
-        self._sockets: list[socket.socket] = []
-        self._lock = threading.Lock()
-        self._timer = threading.Timer(deadline_s, self._end)
-        self._timer.daemon = True
-        self._timer.start()
-
-    def add(self, connected: socket.socket) -> None:
-        with self._lock:
-            self._sockets.append(connected.dup())  # TLS takes the original away
-        if self.over:
-            self._end()
-
-    def _end(self) -> None:
-        self.over = True
-        with self._lock:
-            for each in self._sockets:
-                with suppress(OSError):  # closed by the other side meanwhile
-                    each.shutdown(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        self._timer.cancel()
-        with self._lock:
-            for each in self._sockets:
-                each.close()
-            self._sockets.clear()
-
-
-class _Way:
-    """How the connections of one exchange are made: looked up, judged, watched."""
-
-    def __init__(
-        self, guard: Guard, trusted: Target | None, watch: _Watch, connect_timeout_s: float
-    ) -> None:
-        self._guard = guard
-        self._connect_timeout_s = connect_timeout_s
-        self._trusted = trusted
-        self._watch = watch
-
-    def open(self, connection: HTTPConnection) -> socket.socket:
-        """A socket to one of the judged addresses. Raises UrlRefused, OSError."""
-        host, port = connection.host.strip("[]"), connection.port
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        places = {str(place[0]): (family, place) for family, _, _, _, place in found}
-        if self._trusted is None or (host, port) != self._trusted.origin[1:]:
-            self._guard.check(host, places)
-        problem: OSError | None = None
-        for family, place in places.values():
-            made = socket.socket(family, socket.SOCK_STREAM)
-            try:
-                made.settimeout(self._connect_timeout_s)
-                made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                made.connect(place)
-            except OSError as error:
-                made.close()
-                problem = error
-                continue
-            self._watch.add(made)
-            return made
-        raise problem or socket.gaierror(f"{host} has no address")
-
-
-class _UsedOnce(HTTPConnectionPool):
-    """Keeps no connection, though the server may offer it."""
-
-    def _put_conn(self, conn: Any) -> None:
-        if conn is not None:
-            conn.close()
-
-
-class _Adapter(HTTPAdapter):
-    """Connections that are made by a `_Way`, with one shared TLS context."""
-
-    def __init__(self, way: _Way, context: SSLContext) -> None:
-        self._way = way
-        self._context = context
-        super().__init__(max_retries=0)
-
-    def init_poolmanager(self, *arguments: Any, **named: Any) -> None:
-        super().init_poolmanager(*arguments, ssl_context=self._context, **named)
-        way = self._way
-
-        class Plain(HTTPConnection):
-            def _new_conn(self) -> socket.socket:
-                return way.open(self)
-
-        class Secure(HTTPSConnection):
-            def _new_conn(self) -> socket.socket:
-                return way.open(self)
-
-        class PlainPool(_UsedOnce, HTTPConnectionPool):
-            ConnectionCls = Plain
-
-        class SecurePool(_UsedOnce, HTTPSConnectionPool):
-            ConnectionCls = Secure
-
-        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-
-    def build_connection_pool_key_attributes(
-        self, request: requests.PreparedRequest, verify: Any, cert: Any = None
-    ) -> tuple[Any, Any]:
-        host, _ = super().build_connection_pool_key_attributes(request, verify, cert)
-        return host, {}  # the shared context verifies
-
-    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """The shared context verifies."""
-
-
 class Fetched:
     """An answer whose body is still to be read, once, through `chunks`."""
 
-    def __init__(self, reply: requests.Response, url: str, limit_bytes: int, watch: _Watch) -> None:
+    def __init__(self, reply: requests.Response, url: str, limit_bytes: int, watch: Watch) -> None:
         self.status = reply.status_code
         self.url = url
         self.headers = {name.lower(): value for name, value in reply.headers.items()}
@@ -225,7 +107,7 @@ class Fetcher:
         `headers` go to the URL's own origin only, not where it redirects to.
 
         Raises FetchRefused, FetchFailed."""
-        watch = _Watch(deadline_s)
+        watch = Watch(deadline_s)
         try:
             with closing(self._adapter(watch, trusted)) as adapter:
                 target, reply = self._follow(adapter, watch, _target(url), headers)
@@ -247,7 +129,7 @@ class Fetcher:
     ) -> Delivered:
         """Delivers `body`; a redirect is an answer like any other. Raises FetchRefused,
         FetchFailed."""
-        watch = _Watch(deadline_s)
+        watch = Watch(deadline_s)
         try:
             with (
                 closing(self._adapter(watch, "")) as adapter,
@@ -262,15 +144,15 @@ class Fetcher:
         finally:
             watch.close()
 
-    def _adapter(self, watch: _Watch, trusted: str) -> _Adapter:
+    def _adapter(self, watch: Watch, trusted: str) -> Adapter:
         known = _target(trusted) if trusted else None
-        way = _Way(self._guard, known, watch, self._connect_timeout_s)
-        return _Adapter(way, self._context)
+        way = Way(self._guard, known, watch, self._connect_timeout_s)
+        return Adapter(way, self._context)
 
     def _follow(
         self,
-        adapter: _Adapter,
-        watch: _Watch,
+        adapter: Adapter,
+        watch: Watch,
         target: Target,
         headers: Mapping[str, str],
     ) -> tuple[Target, requests.Response]:
@@ -290,8 +172,8 @@ class Fetcher:
 
     def _exchange(
         self,
-        adapter: _Adapter,
-        watch: _Watch,
+        adapter: Adapter,
+        watch: Watch,
         method: str,
         url: str,
         headers: Mapping[str, str],
@@ -334,5 +216,5 @@ def _check(got: Fetched, types: tuple[str, ...], limit_bytes: int) -> None:
         raise FetchRefused("it is compressed although that was not asked for")
 
 
-def _failed(watch: _Watch, error: Exception) -> FetchFailed:
+def _failed(watch: Watch, error: Exception) -> FetchFailed:
     return FetchFailed("it took too long" if watch.over else f"{type(error).__name__}: {error}")
