@@ -19,6 +19,7 @@ from services.core.ids import ulid
 from services.core.media import INPUTS, canonical, fingerprint, units_bound
 from services.core.prices import ModelPrice
 from services.core.rating import Unpriced, rate
+from services.core.shortfalls import refusal
 
 _RECALL_S: Final = 0.1
 _TYPICAL_S: Final = {"image": 10, "video": 60, "speech": 5, "transcription": 10}
@@ -128,9 +129,12 @@ class Admission:
         )
         names = [f"ext:{ask.external_id}"] if ask.external_id else []
         names += [f"key:{ask.idempotency_key}"] if ask.idempotency_key else []
-        return self._take(new, Idempotence(ask.scope, tuple(names)), ask.clash)
+        known_as = Idempotence(ask.scope, tuple(names))
+        return self._take(new, known_as, ask.clash, key.limit_ids[0])
 
-    def _take(self, new: NewJob, known_as: Idempotence, clash: Code) -> Submitted:
+    def _take(
+        self, new: NewJob, known_as: Idempotence, clash: Code, quota_limit_id: str
+    ) -> Submitted:
         parts = self._parts
         until_s = parts.clock.monotonic_s() + parts.config.batch.admission_wait_s
         while True:
@@ -138,7 +142,7 @@ class Admission:
                 return parts.jobs.submit(new, known_as, parts.config.batch.queue_max)
             except Shortfall as ex:
                 if not ex.only_leased or parts.clock.monotonic_s() >= until_s:
-                    raise refusal_of(ex, parts.clock.now_us()) from ex
+                    raise refusal(ex.failing, quota_limit_id, parts.clock.now_us()) from ex
             except FingerprintConflict as ex:
                 code = clash if ex.name.startswith("ext:") else Code.IDEMPOTENCY_MISMATCH
                 raise Refusal(code, f"{code}: it was used for another request") from ex
@@ -215,26 +219,3 @@ class Admission:
         if model.kind == "video":
             return max(10, 7 * int(params["duration_seconds"]))
         return _TYPICAL_S.get(model.kind, 5)
-
-
-def refusal_of(shortfall: Shortfall, now_us: int) -> Refusal:
-    """What a client is told when its money does not suffice."""
-    first = shortfall.failing[0]
-    for each in shortfall.failing:
-        if each.kind == "wallet":
-            first = each
-    if first.fits_at is not None:
-        wait_s = max(1, -(-(first.fits_at - now_us) // 1_000_000))
-        return Refusal(
-            Code.RATE_LIMIT_EXCEEDED,
-            f"rate_limit_exceeded: the spend window {first.kind} is used up",
-            missing_nano=first.missing_nano,
-            retry_after_s=wait_s,
-        )
-    code = Code.INSUFFICIENT_BALANCE if first.kind == "wallet" else Code.QUOTA_EXCEEDED
-    what = "the wallet" if first.kind == "wallet" else f"the limit {first.kind}"
-    return Refusal(
-        code,
-        f"{code}: {what} lacks {first.missing_nano} nano-USD for what this may cost",
-        missing_nano=first.missing_nano,
-    )
