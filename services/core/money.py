@@ -1,6 +1,6 @@
 """Money: integer nano-USD everywhere inside; text only at the edges of the product."""
 
-from decimal import ROUND_FLOOR, ROUND_HALF_UP, Decimal, InvalidOperation
+from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 from typing import Final
 
 NANO_PER_USD: Final = 1_000_000_000
@@ -40,11 +40,6 @@ def exact_usd(nano: int) -> str:
 def cents_down(nano: int) -> str:
     """Two decimals, rounded toward minus infinity: what is left is never overstated."""
     return str((Decimal(nano) / NANO_PER_USD).quantize(Decimal("0.01"), ROUND_FLOOR))
-
-
-def cents_half_up(nano: int) -> str:
-    """Two decimals, rounded half up, for limits as people wrote them."""
-    return str((Decimal(nano) / NANO_PER_USD).quantize(Decimal("0.01"), ROUND_HALF_UP))
 
 
 def credits_up(nano: int) -> int:

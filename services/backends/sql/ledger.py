@@ -23,8 +23,10 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
+from services.backends.sql import fencing
 from services.backends.sql.bulk import insert_into, insert_new, rows_as_table
 from services.backends.sql.engine import now_us, read, write
+from services.backends.sql.fencing import Position
 from services.backends.sql.tables import (
     applied,
     balance,
@@ -34,14 +36,6 @@ from services.backends.sql.tables import (
     settlement,
 )
 from services.core.ledger import Posting
-
-
-class Position(NamedTuple):
-    """Where a partition stands. `last_event_id` is the event at `next_offset` - 1."""
-
-    owner_epoch: int
-    next_offset: int
-    last_event_id: str
 
 
 class Taken(StrEnum):
@@ -129,29 +123,10 @@ class LedgerStore:
 
     def claim(self, topic: str, partition: int) -> Position:
         """Makes the caller the partition's only owner: every older owner's `advance` fails."""
-
-        def take(connection: Connection) -> Position:
-            first = {
-                "topic": topic,
-                "partition": partition,
-                "next_offset": 0,
-                "last_event_id": "",
-                "owner_epoch": 0,
-            }
-            connection.execute(insert_new(connection, ledger_position).values(first))
-            row = connection.execute(
-                update(ledger_position)
-                .where(ledger_position.c.topic == topic, ledger_position.c.partition == partition)
-                .values(owner_epoch=ledger_position.c.owner_epoch + 1)
-                .returning(
-                    ledger_position.c.owner_epoch,
-                    ledger_position.c.next_offset,
-                    ledger_position.c.last_event_id,
-                )
-            ).one()
-            return Position(*row)
-
-        return write(self._engine, take)
+        return write(
+            self._engine,
+            lambda connection: fencing.claim(connection, ledger_position, topic, partition),
+        )
 
     def positions(self, topic: str) -> dict[int, Position]:
         """Where each partition of `topic` stands."""

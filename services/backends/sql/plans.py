@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 from sqlalchemy import Connection, Engine, Row, delete, select, update
 
+from services.backends.sql import fencing
 from services.backends.sql.bulk import insert_new
 from services.backends.sql.engine import now_us, read, write
 from services.backends.sql.tables import sink_plan, sink_position
@@ -52,36 +53,14 @@ class Plans:
         fail."""
 
         def take(connection: Connection) -> Claim:
-            first = {
-                "topic": topic,
-                "partition": partition,
-                "next_offset": 0,
-                "last_event_id": "",
-                "owner_epoch": 0,
-            }
-            connection.execute(insert_new(connection, sink_position).values(first))
-            row = connection.execute(
-                update(sink_position)
-                .where(sink_position.c.topic == topic, sink_position.c.partition == partition)
-                .values(owner_epoch=sink_position.c.owner_epoch + 1)
-                .returning(
-                    sink_position.c.owner_epoch,
-                    sink_position.c.next_offset,
-                    sink_position.c.last_event_id,
-                )
-            ).one()
+            at = fencing.claim(connection, sink_position, topic, partition)
             query = select(sink_plan).where(
                 sink_plan.c.topic == topic,
                 sink_plan.c.partition == partition,
                 sink_plan.c.state == "OPEN",
             )
             plan = connection.execute(query).one_or_none()
-            return Claim(
-                owner_epoch=row.owner_epoch,
-                next_offset=row.next_offset,
-                last_event_id=row.last_event_id,
-                open_plan=None if plan is None else _plan(plan),
-            )
+            return Claim(*at, open_plan=None if plan is None else _plan(plan))
 
         return write(self._engine, take)
 

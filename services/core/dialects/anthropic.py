@@ -9,7 +9,7 @@ import msgspec
 from schemas.errors import SHAPES, Code
 from services.core import usage as classes
 from services.core.dialects.anthropic_stream import AnthropicScan, tier_in
-from services.core.dialects.base import ParsedRequest, ResponseFacts
+from services.core.dialects.base import ParsedRequest, ResponseFacts, with_model
 from services.core.dialects.reading import (
     ModelName,
     Positive,
@@ -24,7 +24,6 @@ from services.core.dialects.reading import (
     text_of,
 )
 from services.core.dialects.shape import body_shape
-from services.core.json_span import replace_value
 
 _MEDIA: Final = (b'"image"', b'"document"')
 _DATED_TOOL: Final = re.compile(r"(\w+)_20\d{6}")
@@ -102,9 +101,7 @@ class Anthropic:
         return ParsedRequest(model=read.model, stream=False, max_output_tokens=None, shape=shape)
 
     def upstream_body(self, body: bytes, parsed: ParsedRequest, upstream_model: str) -> bytes:
-        if upstream_model == parsed.model:
-            return body
-        return replace_value(body, "model", msgspec.json.encode(upstream_model))
+        return with_model(body, parsed, upstream_model)
 
     def parse_response(self, body: bytes) -> ResponseFacts:
         answer = json_object(body)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from schemas.errors import Code
+from services.core.json_span import replace_value
 
 
 class BodyShape(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +61,13 @@ class ResponseFacts(msgspec.Struct, kw_only=True):
     @property
     def complete_at_eof(self) -> bool:
         return False  # a whole answer says so
+
+
+def with_model(body: bytes, parsed: ParsedRequest, upstream_model: str) -> bytes:
+    """`body` asking for `upstream_model`: itself when that is what the client wrote."""
+    if upstream_model == parsed.model:
+        return body
+    return replace_value(body, "model", msgspec.json.encode(upstream_model))
 
 
 class StreamScan(Protocol):

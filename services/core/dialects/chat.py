@@ -1,14 +1,13 @@
 """The OpenAI Chat Completions dialect: `POST /v1/chat/completions`."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
-from schemas.errors import Code
 from services.core import usage as classes
 from services.core.dialects import openai
-from services.core.dialects.base import ParsedRequest, ResponseFacts
+from services.core.dialects.base import ParsedRequest, ResponseFacts, with_model
 from services.core.dialects.chat_stream import ChatScan, message_bytes, message_says_something
 from services.core.dialects.reading import (
     ModelName,
@@ -23,7 +22,7 @@ from services.core.dialects.reading import (
     text_of,
 )
 from services.core.dialects.shape import body_shape
-from services.core.json_span import append_member, find_value, replace_value
+from services.core.json_span import append_member, find_value
 from services.core.tiers import told_tier
 
 _MEDIA: Final = (b'"image_url"', b'"file"', b'"input_audio"')
@@ -50,7 +49,7 @@ class _Body(msgspec.Struct):
 _decoder: Final = msgspec.json.Decoder(_Body)
 
 
-class Chat:
+class Chat(openai.OpenAI):
     name: str = "chat"
     path: str = "/v1/chat/completions"
     upstream_path: str = "/v1/chat/completions"
@@ -84,8 +83,7 @@ class Chat:
         )
 
     def upstream_body(self, body: bytes, parsed: ParsedRequest, upstream_model: str) -> bytes:
-        if upstream_model != parsed.model:
-            body = replace_value(body, "model", msgspec.json.encode(upstream_model))
+        body = with_model(body, parsed, upstream_model)
         return body if parsed.wants_usage else _asking_for_usage(body)
 
     def parse_response(self, body: bytes) -> ResponseFacts:
@@ -109,21 +107,6 @@ class Chat:
 
     def scan(self, parsed: ParsedRequest) -> ChatScan:
         return ChatScan(remove_usage=not parsed.wants_usage, choices=parsed.n)
-
-    def render_error(
-        self,
-        code: Code,
-        message: str,
-        *,
-        request_id: str,
-        param: str | None = None,
-        status: int | None = None,
-        extra: dict[str, Any] | None = None,
-    ) -> bytes:
-        return openai.error_body(code, message, param, status, extra)
-
-    def is_upstream_header(self, name: str) -> bool:
-        return openai.is_upstream_header(name)
 
 
 def _asking_for_usage(body: bytes) -> bytes:

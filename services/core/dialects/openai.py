@@ -42,16 +42,24 @@ def error_object(
     return {"message": message, "type": kind, "param": param, "code": code.value}
 
 
-def error_body(
-    code: Code, message: str, param: str | None, status: int | None, extra: dict[str, Any] | None
-) -> bytes:
-    """The JSON body of a refusal."""
-    error = error_object(code, message, param=param, status=status)
-    return msgspec.json.encode({"error": error | (extra or {})})
+class OpenAI:
+    """What both dialects answer alike."""
 
+    def render_error(
+        self,
+        code: Code,
+        message: str,
+        *,
+        request_id: str,
+        param: str | None = None,
+        status: int | None = None,
+        extra: dict[str, Any] | None = None,
+    ) -> bytes:
+        error = error_object(code, message, param=param, status=status)
+        return msgspec.json.encode({"error": error | (extra or {})})
 
-def is_upstream_header(name: str) -> bool:
-    return name in _HEADERS or name.startswith(_PREFIXES)
+    def is_upstream_header(self, name: str) -> bool:
+        return name in _HEADERS or name.startswith(_PREFIXES)
 
 
 def keeps_cache_long(*options: msgspec.Raw) -> bool:

@@ -1,14 +1,14 @@
 """The OpenAI Responses dialect: `POST /v1/responses`."""
 
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
 from schemas.errors import Code
 from services.core import usage as classes
 from services.core.dialects import openai
-from services.core.dialects.base import ParsedRequest, ResponseFacts
+from services.core.dialects.base import ParsedRequest, ResponseFacts, with_model
 from services.core.dialects.reading import (
     ModelName,
     Positive,
@@ -30,7 +30,6 @@ from services.core.dialects.responses_stream import (
 )
 from services.core.dialects.shape import body_shape
 from services.core.errors import InvalidRequest
-from services.core.json_span import replace_value
 from services.core.tiers import told_tier
 
 _MEDIA: Final = (
@@ -81,7 +80,7 @@ _decoder: Final = msgspec.json.Decoder(_Body)
 _items_decoder: Final = msgspec.json.Decoder(list[_Item])
 
 
-class Responses:
+class Responses(openai.OpenAI):
     name: str = "responses"
     path: str = "/v1/responses"
     upstream_path: str = "/v1/responses"
@@ -115,9 +114,7 @@ class Responses:
         )
 
     def upstream_body(self, body: bytes, parsed: ParsedRequest, upstream_model: str) -> bytes:
-        if upstream_model == parsed.model:
-            return body
-        return replace_value(body, "model", msgspec.json.encode(upstream_model))
+        return with_model(body, parsed, upstream_model)
 
     def parse_response(self, body: bytes) -> ResponseFacts:
         answer = json_object(body)
@@ -143,21 +140,6 @@ class Responses:
 
     def scan(self, parsed: ParsedRequest) -> ResponsesScan:
         return ResponsesScan(count_searches=parsed.shape.server_tools)
-
-    def render_error(
-        self,
-        code: Code,
-        message: str,
-        *,
-        request_id: str,
-        param: str | None = None,
-        status: int | None = None,
-        extra: dict[str, Any] | None = None,
-    ) -> bytes:
-        return openai.error_body(code, message, param, status, extra)
-
-    def is_upstream_header(self, name: str) -> bool:
-        return openai.is_upstream_header(name)
 
 
 def _runs_on_server(tools: list[_Tool] | None) -> bool:
