@@ -1,38 +1,41 @@
 """Keys in the catalog: made, changed, rotated, revealed, ended."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, select, update
 
 from services.backends.sql.catalog_ground import (
     OPERATOR,
     NotInCatalog,
-    as_json,
     bump_version,
     create,
-    facts,
     lock,
-    require,
 )
-from services.backends.sql.engine import now_us, read
+from services.backends.sql.engine import read
 from services.backends.sql.key_reads import keys_where
-from services.backends.sql.limits import add_window, insert_limit, set_limit
+from services.backends.sql.key_writes import (
+    LISTS,
+    MONEY,
+    PLAIN,
+    apply,
+    changes,
+    insert_key,
+    key_of,
+    revoke,
+    secret_columns,
+    told,
+)
 from services.backends.sql.outbox import audit
 from services.backends.sql.sealing import Sealer
-from services.backends.sql.tables import account, api_key, limit_row, member, routing_group
+from services.backends.sql.tables import api_key
 from services.core import keys
 from services.core.catalog import Key
 from services.core.errors import InvalidRequest
-from services.core.ids import new_id
-from services.core.subkeys import narrowed, networks
+from services.core.subkeys import narrowed
 
 STATUSES: Final = ("active", "disabled", "revoked")
-_WINDOWS: Final = ("window_5h", "window_1d", "window_7d")
-_LISTS: Final = ("ip_allow", "ip_deny", "models")
-_PLAIN: Final = ("name", "expires_at", "concurrency", "requests_per_min", "tokens_per_min")
-_MONEY: Final = ("quota_nano", *(f"{kind}_nano" for kind in _WINDOWS))
-_SETTINGS: Final = frozenset({*_PLAIN, *_LISTS, *_MONEY, "group"})
+_SETTINGS: Final = frozenset({*PLAIN, *LISTS, *MONEY, "group"})
 
 
 class KeyCatalog:
@@ -93,9 +96,9 @@ class KeyCatalog:
 
         def insert_it(connection: Connection) -> Key:
             lock(connection)  # a parent that is narrowed meanwhile is seen
-            made = _insert_key(connection, account_id, parent_id, fields, clear, self._sealer)
+            made = insert_key(connection, account_id, parent_id, fields, clear, self._sealer)
             bump_version(connection)
-            audit(connection, "key.create", made.id, actor, _told(made), account_id)
+            audit(connection, "key.create", made.id, actor, told(made), account_id)
             return made
 
         return create(self._engine, insert_it, "that secret is a key already"), clear
@@ -109,19 +112,17 @@ class KeyCatalog:
 
         def change(connection: Connection) -> Key:
             lock(connection)
-            before = _key(connection, key_id)
+            before = key_of(connection, key_id)
             wanted = fields
             if before.parent_id is not None:
                 # Of a sub-key only what is named may change, and only within the parent.
-                parent = _key(connection, before.parent_id)
+                parent = key_of(connection, before.parent_id)
                 allowed = narrowed(parent, {"member_id": before.member_id, **fields})
                 wanted = {name: allowed[name] for name in fields}
-            _apply(connection, before, wanted)
-            after = _key(connection, key_id)
+            apply(connection, before, wanted)
+            after = key_of(connection, key_id)
             bump_version(connection)
-            audit(
-                connection, "key.update", key_id, actor, _changes(before, after), after.account_id
-            )
+            audit(connection, "key.update", key_id, actor, changes(before, after), after.account_id)
             return after
 
         return create(self._engine, change, "that key cannot be changed so")
@@ -132,13 +133,13 @@ class KeyCatalog:
         clear = keys.generate()
 
         def rotate(connection: Connection) -> Key:
-            if _key(connection, key_id).status == "revoked":
+            if key_of(connection, key_id).status == "revoked":
                 raise InvalidRequest("status: a revoked key has no secret to rotate")
-            values = _secret(clear, self._sealer)
+            values = secret_columns(clear, self._sealer)
             connection.execute(update(api_key).where(api_key.c.id == key_id).values(**values))
-            made = _key(connection, key_id)
+            made = key_of(connection, key_id)
             bump_version(connection)
-            audit(connection, "key.rotate", key_id, actor, _told(made), made.account_id)
+            audit(connection, "key.rotate", key_id, actor, told(made), made.account_id)
             return made
 
         return create(self._engine, rotate, "that secret is a key already"), clear
@@ -155,21 +156,21 @@ class KeyCatalog:
             family = (api_key.c.id == key_id) | (api_key.c.parent_id == key_id)
             ordered = select(api_key.c.id).where(family).order_by(api_key.c.id)
             connection.execute(ordered.with_for_update())
-            before = _key(connection, key_id)
+            before = key_of(connection, key_id)
             if before.status == status:
                 return before
             if before.status == "revoked":
                 raise InvalidRequest("status: a revoked key stays revoked", param="status")
             if status == "revoked":
-                _revoke(connection, key_id, actor)
+                revoke(connection, key_id, actor)
             else:
                 connection.execute(
                     update(api_key).where(api_key.c.id == key_id).values(status=status)
                 )
             bump_version(connection)
-            after = _key(connection, key_id)
+            after = key_of(connection, key_id)
             action = {"revoked": "key.revoke", "disabled": "key.disable"}.get(status, "key.enable")
-            audit(connection, action, key_id, actor, _told(after), after.account_id)
+            audit(connection, action, key_id, actor, told(after), after.account_id)
             return after
 
         return create(self._engine, change, "that key cannot be changed so")
@@ -190,7 +191,7 @@ class KeyCatalog:
 
     def key(self, key_id: str) -> Key:
         """As it was set, not as it inherits. Raises NotInCatalog."""
-        return read(self._engine, lambda connection: _key(connection, key_id))
+        return read(self._engine, lambda connection: key_of(connection, key_id))
 
     def keys(self, account_id: str | None = None) -> list[Key]:
         """All, or those of one account, oldest first, as they were set."""
@@ -203,141 +204,3 @@ class KeyCatalog:
             self._engine, lambda c: keys_where(c, api_key.c.secret_sha256 == secret_sha256)
         )
         return found[0] if found else None
-
-
-def _key(connection: Connection, key_id: str) -> Key:
-    found = keys_where(connection, api_key.c.id == key_id)
-    if not found:
-        raise NotInCatalog(f"there is no key {key_id!r}")
-    return found[0]
-
-
-def _insert_key(
-    connection: Connection,
-    account_id: str,
-    parent_id: str | None,
-    fields: dict[str, Any],
-    clear: str,
-    sealer: Sealer,
-) -> Key:
-    require(connection, account.c.id, account_id, "account")
-    more: list[str] = []
-    if parent_id is not None:
-        parent = _parent(connection, parent_id, account_id)
-        fields = narrowed(parent, fields)
-        more = list(parent.limit_ids[:-1])  # all but the wallet
-    elif fields.get("member_id") is not None:
-        more = [_allotment(connection, fields["member_id"], account_id)]
-    group = fields.get("group", "default")
-    require(connection, routing_group.c.name, group, "group")
-    key_id = new_id("key")
-    windows = [
-        insert_limit(connection, kind, key_id, fields[f"{kind}_nano"])
-        for kind in _WINDOWS
-        if fields[f"{kind}_nano"]
-    ]
-    values = {name: fields[name] for name in _PLAIN}
-    values |= {name: as_json(_list(name, fields[name])) for name in _LISTS}
-    row = {
-        "id": key_id,
-        "account_id": account_id,
-        "parent_id": parent_id,
-        "member_id": fields.get("member_id"),
-        "group_name": group,
-        "status": "active",
-        "quota_limit_id": insert_limit(
-            connection, "key_quota", key_id, fields["quota_nano"] or None
-        ),
-        "more_limit_ids": as_json([*windows, *more]),
-        "created_at": now_us(),
-    }
-    connection.execute(insert(api_key).values(row | values | _secret(clear, sealer)))
-    return _key(connection, key_id)
-
-
-def _parent(connection: Connection, parent_id: str, account_id: str) -> Key:
-    parent = _key(connection, parent_id)
-    if parent.account_id != account_id:
-        raise NotInCatalog(f"there is no key {parent_id!r}")
-    if parent.parent_id is not None:
-        raise InvalidRequest("parent_id: a sub-key has no sub-keys", param="parent_id")
-    if parent.status != "active":
-        raise InvalidRequest(f"parent_id: that key is {parent.status}", param="parent_id")
-    return parent
-
-
-def _allotment(connection: Connection, member_id: str, account_id: str) -> str:
-    row = connection.execute(select(member).where(member.c.id == member_id)).one_or_none()
-    if row is None or row.account_id != account_id:
-        raise NotInCatalog(f"there is no member {member_id!r}")
-    return str(row.quota_limit_id)
-
-
-def _apply(connection: Connection, key: Key, fields: Mapping[str, Any]) -> None:
-    values = {name: fields[name] for name in _PLAIN if name in fields}
-    values |= {name: as_json(_list(name, fields[name])) for name in _LISTS if name in fields}
-    if "group" in fields:
-        require(connection, routing_group.c.name, fields["group"], "group")
-        family = (api_key.c.id == key.id) | (api_key.c.parent_id == key.id)
-        connection.execute(update(api_key).where(family).values(group_name=fields["group"]))
-    own = select(limit_row.c.kind, limit_row.c.id).where(limit_row.c.subject == key.id)
-    limits = {row.kind: row.id for row in connection.execute(own)}
-    for name in (each for each in _MONEY if each in fields):
-        kind = "key_quota" if name == "quota_nano" else name.removesuffix("_nano")
-        if kind in limits:
-            set_limit(connection, limits[kind], fields[name] or None)
-        elif fields[name]:
-            add_window(connection, kind, key.id, limits["key_quota"], fields[name])
-    if values:
-        connection.execute(update(api_key).where(api_key.c.id == key.id).values(**values))
-
-
-def _revoke(connection: Connection, key_id: str, actor: str) -> None:
-    family = (api_key.c.id == key_id) | (api_key.c.parent_id == key_id)
-    children = keys_where(connection, api_key.c.parent_id == key_id, api_key.c.status != "revoked")
-    connection.execute(
-        update(api_key)
-        .where(family, api_key.c.status != "revoked")
-        .values(status="revoked", revoked_at=now_us())
-    )
-    for child in children:
-        audit(connection, "key.revoke", child.id, actor, _told(child), child.account_id)
-
-
-def revoke_of_member(connection: Connection, member_id: str, actor: str) -> None:
-    """Every key of the member, sub-keys too."""
-    live = (api_key.c.member_id == member_id, api_key.c.status != "revoked")
-    ended = keys_where(connection, *live)
-    values = {"status": "revoked", "revoked_at": now_us()}
-    connection.execute(update(api_key).where(*live).values(values))
-    for key in ended:
-        audit(connection, "key.revoke", key.id, actor, _told(key), key.account_id)
-
-
-def _secret(clear: str, sealer: Sealer) -> dict[str, str]:
-    return {
-        "masked": keys.masked(clear),
-        "secret_sha256": keys.sha256_hex(clear),
-        "secret_sealed": sealer.seal(clear),
-    }
-
-
-def _list(name: str, values: Sequence[str]) -> list[str]:
-    if name == "models":
-        return list(dict.fromkeys(values))
-    return networks(name, values)
-
-
-def _told(key: Key) -> dict[str, str]:
-    names = ("name", "masked", "group", "expires_at", "parent_id", "member_id", *_MONEY, *_LISTS)
-    return facts({name: getattr(key, name) for name in names})
-
-
-def _changes(before: Key, after: Key) -> dict[str, str]:
-    """The new values of what changed, empty ones told as such."""
-    names = ("name", "group", *_PLAIN, *_MONEY, *_LISTS)
-    return {
-        name: as_json(getattr(after, name))
-        for name in dict.fromkeys(names)
-        if getattr(after, name) != getattr(before, name)
-    }

@@ -16,8 +16,8 @@ from services.backends.sql.catalog_ground import (
     lock,
     require,
 )
-from services.backends.sql.catalog_keys import revoke_of_member
 from services.backends.sql.engine import database_now_us, read, write
+from services.backends.sql.key_writes import revoke_of_member
 from services.backends.sql.limits import insert_limit, set_limit
 from services.backends.sql.outbox import audit
 from services.backends.sql.tables import account, limit_row, member, member_model_cap
