@@ -82,7 +82,8 @@ class KeyResource(_OneKey):
     def on_get(self, req: falcon.Request, resp: falcon.Response, key_id: str) -> None:
         def get(manager: Manager) -> dict[str, Any]:
             key = self._key(manager, key_id, to_change=False)
-            states = self._sql(self._worker.accounts.limit_states, list(key.limit_ids))
+            limits = list(key.limit_ids)
+            states = self._sql(self._worker.accounts.limit_states, key.account_id, limits)
             return {**key_body(key), **used_body(key, states)}
 
         self._manage(req, resp, get)

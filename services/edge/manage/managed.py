@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Final, TypeVar
+from typing import Any, Final, ParamSpec, TypeVar
 
 import falcon
 import gevent
@@ -22,6 +22,7 @@ from services.edge.manage.bodies import Shape, on_the_wire, parsed
 from services.edge.manage.desk import OPERATOR, Desk, Manager
 from services.edge.worker import Worker
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
 BODY_MAX_BYTES: Final = 1024 * 1024
@@ -70,7 +71,7 @@ class Managed(Authenticated):
         timeout_s = self._worker.config.edge.body_timeout_s
         return parsed(read_body(req.env, BODY_MAX_BYTES, timeout_s), shape)
 
-    def _sql(self, fn: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    def _sql(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """`fn` off the hub."""
         return self._worker.threads.apply(partial(fn, *args, **kwargs))
 

@@ -87,7 +87,7 @@ class MemberResource(_Org):
             self._org(manager, org_id)
             member = self._member(org_id, member_id)
             limits = [member.quota_limit_id, *member.cap_limit_ids.values()]
-            states = self._sql(self._worker.accounts.limit_states, limits)
+            states = self._sql(self._worker.accounts.limit_states, org_id, limits)
             used = {state.limit_id: usd(state.settled_nano) for state in states}
             caps_used = {
                 model: used.get(limit, 0.0) for model, limit in member.cap_limit_ids.items()
