@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from schemas.config import Config
+from schemas.events import TOPIC
 from services.backends import price_files, settings
 from services.backends.heartbeat import alive
 from services.backends.query_client import QueryClient
@@ -83,9 +84,15 @@ def _bus(config: Config) -> str:
     bus = open_bus(config)
     try:
         bus.ensure_topics()
+        forgets = bus.forgets(TOPIC)
     finally:
         bus.close()
-    return f"{config.bus.kind} answers"
+    if forgets:
+        raise Finding(
+            f"the topic {config.bus.topic_prefix}{TOPIC} drops events in time ({forgets}): a "
+            "rebuild and a reconciliation need all of them, and a meter that is behind stops"
+        )
+    return f"{config.bus.kind} answers and keeps every event"
 
 
 def _roles(config: Config) -> str:

@@ -8,6 +8,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from kafka.admin import KafkaAdminClient
 
 from schemas.events import TOPIC
 from services.backends.bus.kafka import KafkaBus
@@ -268,6 +269,20 @@ def test_making_the_topics_twice_changes_nothing(bus):
     send(bus, records(20))
     bus.ensure_topics()
     assert sum(end for _, end in bus.bounds(TOPIC).values()) == 20
+
+
+def test_a_log_that_was_made_here_forgets_nothing(bus):
+    assert bus.forgets(TOPIC) == ""
+
+
+@pytest.mark.part("kafka")
+def test_a_topic_that_drops_records_in_time_is_told(kafka_broker):  # noqa: F811
+    config = kafka_broker.bus_config()
+    admin = KafkaAdminClient(bootstrap_servers=config.bootstrap)
+    options = {"num_partitions": 1, "replication_factor": 1, "configs": {"retention.ms": "3600000"}}
+    admin.create_topics({config.topic_prefix + TOPIC: options}, wait_for_metadata=True)
+    admin.close()
+    assert KafkaBus(config).forgets(TOPIC) == "retention.ms=3600000"
 
 
 def test_several_processes_write_one_local_log(tmp_path):

@@ -42,6 +42,8 @@ _LINGER_MS: Final = 60_000  # `flush` sends; before it a chunk is whole
 _RECORD_OVERHEAD: Final = 64
 _BATCH_OVERHEAD: Final = 256
 _TOPIC_LIMIT: Final = "max.message.bytes"
+# What a topic is like that keeps all its records.
+_KEEPS: Final = {"retention.ms": "-1", "retention.bytes": "-1", "cleanup.policy": "delete"}
 _NOT_FOR_ADMIN: Final = ("allow_auto_create_topics", "metrics_enabled")
 _RETRY_S: Final = 0.5
 _WHOLE: Final = 1_000_000  # records: more than an answer of 16 MB holds
@@ -106,16 +108,7 @@ class KafkaProducer:
         refused would be split by the client, and order could be lost between the halves."""
         known = self._limits.get(topic)
         if known is None:
-            admin = _admin(self._settings)
-            try:
-                resource = ConfigResource(ConfigResourceType.TOPIC, topic, {_TOPIC_LIMIT: None})
-                answer = admin.describe_configs([resource], config_filter="all")
-            finally:
-                admin.close()
-            described = answer["topic"].get(topic) or {}
-            if _TOPIC_LIMIT not in described:
-                raise errors.UnknownTopicOrPartitionError(topic)
-            limit = int(described[_TOPIC_LIMIT]["value"])
+            limit = int(_describe(self._settings, topic, [_TOPIC_LIMIT])[_TOPIC_LIMIT])
             known = min(MAX_RECORD_BYTES + _RECORD_OVERHEAD, limit - _BATCH_OVERHEAD)
             self._limits[topic] = known
         return known
@@ -377,6 +370,14 @@ class KafkaBus:
                 with contextlib.suppress(errors.KafkaError):
                     client.close(autocommit=False, timeout_ms=_CALL_MS)
 
+    def forgets(self, topic: str) -> str:
+        name = self._config.topic_prefix + topic
+        try:
+            found = _describe(self._settings, name, list(_KEEPS))
+        except errors.KafkaError as error:
+            raise BusUnavailable(f"kafka: {type(error).__name__}: {error}") from error
+        return ", ".join(f"{k}={v}" for k, v in found.items() if v != _KEEPS[k])
+
     def ensure_topics(self) -> None:
         if not self._config.create_topics:
             return
@@ -414,6 +415,20 @@ class KafkaBus:
 def _admin(settings: dict[str, Any]) -> Any:
     known = {name: value for name, value in settings.items() if name not in _NOT_FOR_ADMIN}
     return KafkaAdminClient(**{**known, "request_timeout_ms": _CALL_MS})
+
+
+def _describe(settings: dict[str, Any], topic: str, names: list[str]) -> dict[str, str]:
+    """The topic's settings of these names. Raises `KafkaError`."""
+    admin = _admin(settings)
+    try:
+        resource = ConfigResource(ConfigResourceType.TOPIC, topic, dict.fromkeys(names))
+        answer = admin.describe_configs([resource], config_filter="all")
+    finally:
+        admin.close()
+    described = answer["topic"].get(topic) or {}
+    if not described.keys() >= set(names):
+        raise errors.UnknownTopicOrPartitionError(topic)
+    return {name: str(described[name]["value"]) for name in names}
 
 
 def _message(topic: str, record: Any) -> Message:

@@ -109,6 +109,10 @@ class Bus(Protocol):
     def bounds(self, topic: str) -> dict[int, tuple[int, int]]:
         """(first offset, next offset) of every partition. Raises `BusUnavailable`."""
 
+    def forgets(self, topic: str) -> str:
+        """The settings by which the log drops records in time, as people write them; empty: it
+        keeps them all. Raises `BusUnavailable`."""
+
     def ensure_topics(self) -> None:
         """Makes the topics of `schemas.events` if the configuration allows it; an existing topic
         stays as it is. Raises `BusUnavailable`."""
