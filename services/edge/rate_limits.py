@@ -12,7 +12,7 @@ from schemas.errors import Code
 from services.core.errors import Refusal
 from services.core.rates import Failing, Kind, Line, Taken, Window, in_advance, is_small
 
-DENY_S: Final = 0.02  # a limit that was full so lately is not asked for again
+DENY_S: Final = 0.1  # a limit that was full so lately is not asked for again: the centre is spared
 DENY_STARTS_S: Final = 1.0
 FRUITLESS_S: Final = 1.0  # after a recall that brought nothing
 RECALLED_S: Final = 1.0  # nothing is taken in advance so long after a recall

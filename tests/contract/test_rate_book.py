@@ -98,7 +98,7 @@ def test_a_full_concurrency_is_refused_and_named(open_desk):
     assert caught.value.message.startswith("concurrency_limit: 3 of 3 requests at once of this acc")
     assert caught.value.retry_after_s in (1, 2, 3)
     first[0].end(wait_s=5)
-    gevent.sleep(0.03)  # a refusal of a moment ago is repeated from memory
+    gevent.sleep(0.15)  # a refusal of a moment ago is repeated from memory
     theirs.admit(rule)
 
 
