@@ -317,9 +317,22 @@ def test_a_limited_key_lifts_no_limit(stack, owner):
     assert refused(api(stack, "POST", "/keys", owner, body)) == (400, "invalid_param", "parent_id")
 
 
-def test_sub_keys_end_with_their_parent(stack, owner):
+def test_sub_keys_spend_their_parents_quota_and_end_with_it(stack, owner):
     parent = create(stack, owner, quota=10)
     child = create(stack, parent["key"], parent_id=parent["id"], quota=4)
+    reply = post(stack, "chat", child["key"], stream=False)
+    assert reply.status == 200, reply.body()
+    row = stack.wait_for_row(reply.header("x-tollgate-request-id"), child["key"])
+    deadline = time.monotonic() + 10
+    while True:
+        used = [
+            api(stack, "GET", f"/keys/{key['id']}", owner).json()["quota_used"]
+            for key in (child, parent)
+        ]
+        if used == [row["cost_nano"] / 1e9] * 2 or time.monotonic() > deadline:
+            break
+        time.sleep(0.1)
+    assert used == [row["cost_nano"] / 1e9] * 2
     api(stack, "POST", f"/keys/{parent['id']}/disable", owner)
     assert statuses(stack, child["key"]) == {401}
     api(stack, "POST", f"/keys/{parent['id']}/enable", owner)
