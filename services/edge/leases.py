@@ -240,7 +240,8 @@ class LeaseBook:
             recalled = lease.id in reply.recall
             if recalled and not lease.scarce:
                 self._counters.add("tollgate_lease_recalls_total")
-            lease.scarce = recalled
+            # With a clock that is off nothing may be spent from memory: what is free goes back.
+            lease.scarce = recalled or reply.clock_off
             if lease.scarce or idle_s >= IDLE_RETURN_S:
                 self._give_back(lease)
             if idle_s >= IDLE_CLOSE_S:

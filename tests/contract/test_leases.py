@@ -6,7 +6,7 @@ import pytest
 
 from schemas.errors import Code
 from services.backends.clock import FakeClock
-from services.backends.sql.budgets import Charge
+from services.backends.sql.budgets import Budgets, Charge
 from services.backends.sql.engine import DatabaseUnavailable, database_now_us, read
 from services.core.errors import Refusal
 from services.core.shortfalls import WindowFull
@@ -335,3 +335,23 @@ def test_a_worker_that_cannot_give_back_says_that_leases_are_open(world, desk):
     desk.book.settle(held, USD)
     assert desk.book.close_all()
     assert desk.closed == [held.lease]
+
+
+def test_a_clock_that_steps_gives_its_money_back_and_admits_nothing(world):
+    clock = FakeClock()
+    clock.advance(database_s(world) - clock.now_us() / 1e6)
+    world.budgets = Budgets(world.engine, clock)
+    desk = Desk(world)
+    held = desk.book.reserve(desk.key, USD // 100)
+    assert held.lease.free_nano > 0
+    clock.advance(-3600)
+    desk.book.poll()
+    assert held.lease.free_nano == 0
+    with pytest.raises(Refusal) as caught:
+        desk.book.reserve(desk.key, USD // 100)
+    assert caught.value.code is Code.UNAVAILABLE
+    assert "3600" in caught.value.message
+    desk.book.settle(held, 0)
+    clock.advance(database_s(world) - clock.now_us() / 1e6)
+    desk.book.poll()
+    assert desk.book.reserve(desk.key, USD // 100)

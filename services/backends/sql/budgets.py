@@ -228,11 +228,9 @@ class Budgets:
         after_us = self._clock.now_us()
         if row is None or row.state != "open":
             raise IncarnationNotOpen(f"{incarnation_id}: {row.state if row else 'unknown'}")
-        # The database read its clock between our two readings.
-        if before_us - row.now > SLACK_US:
-            raise ClockOff(before_us - row.now)
-        if row.now - after_us > SLACK_US:
-            raise ClockOff(after_us - row.now)
+        off_us = _off_us(before_us, row.now, after_us)
+        if abs(off_us) > SLACK_US:
+            raise ClockOff(off_us)
 
     def give_back(self, lease_id: str, amount_nano: int, give_no: int) -> bool:
         """Returns money of an open lease that is neither spent nor reserved. The caller lowers its
@@ -256,25 +254,15 @@ class Budgets:
     def sync(self, incarnation_id: str, reports: Sequence[LeaseReport]) -> SyncReply:
         """Stores a worker's reports (only what changed need be told) and answers what it must
         know; without reports it only reads."""
-        if not reports:
-            return read(self._engine, lambda connection: sync_reply(connection, incarnation_id))
-
-        def attempt(connection: Connection) -> SyncReply:
-            connection.execute(
-                REPORT,
-                [
-                    {
-                        "lease": each.lease_id,
-                        "incarnation": incarnation_id,
-                        "reserved": each.reserved_nano,
-                        "spent": each.spent_nano,
-                    }
-                    for each in sorted(reports)
-                ],
+        before_us = self._clock.now_us()
+        if reports:
+            reply = write(
+                self._engine, lambda connection: _report(connection, incarnation_id, reports)
             )
-            return sync_reply(connection, incarnation_id)
-
-        return write(self._engine, attempt)
+        else:
+            reply = read(self._engine, lambda connection: sync_reply(connection, incarnation_id))
+        off_us = _off_us(before_us, reply.now, self._clock.now_us())
+        return msgspec.structs.replace(reply, clock_off=abs(off_us) > SLACK_US)
 
     # -- settlement, in the ledger's transaction --------------------------------------------
 
@@ -309,6 +297,29 @@ class Budgets:
         )
         move_limits(connection, moves)
         return sum(row.amount_nano - row.consumed_nano for row in rows)
+
+
+def _report(
+    connection: Connection, incarnation_id: str, reports: Sequence[LeaseReport]
+) -> SyncReply:
+    connection.execute(
+        REPORT,
+        [
+            {
+                "lease": each.lease_id,
+                "incarnation": incarnation_id,
+                "reserved": each.reserved_nano,
+                "spent": each.spent_nano,
+            }
+            for each in sorted(reports)
+        ],
+    )
+    return sync_reply(connection, incarnation_id)
+
+
+def _off_us(before_us: int, now_us: int, after_us: int) -> int:
+    """How far our clock is off the database's at least: it was read between our two readings."""
+    return min(max(now_us, before_us), after_us) - now_us
 
 
 def _leased(state: LimitState, amount_nano: int) -> LimitState:

@@ -67,7 +67,13 @@ def _pending(accounts: ColumnElement[bool]) -> Select[Any]:
 # Built once: building a statement costs as much time as running it.
 _MINE: Final = and_(lease.c.incarnation_id == bindparam("incarnation"), LIVE)
 _OWN: Final = select(lease.c.id, lease.c.limit_ids).where(_MINE)
-_STATE: Final = select(incarnation.c.state).where(incarnation.c.id == bindparam("incarnation"))
+_STATE: Final = select(
+    now_us().label("now"),
+    select(incarnation.c.state)
+    .where(incarnation.c.id == bindparam("incarnation"))
+    .scalar_subquery()
+    .label("state"),
+)
 _PENDING_OF_ACCOUNT: Final = _pending(lease.c.account_id == bindparam("account"))
 _PENDING_OF_MINE: Final = _pending(lease.c.account_id.in_(select(lease.c.account_id).where(_MINE)))
 
@@ -112,13 +118,14 @@ def _by_limit(rows: Iterable[Row[Any]]) -> dict[str, int]:
 def sync_reply(connection: Connection, incarnation_id: str) -> SyncReply:
     """What a worker must know about its leases' limits."""
     me = {"incarnation": incarnation_id}
-    state = connection.execute(_STATE, me).scalar_one_or_none() or "unknown"
+    now, state = connection.execute(_STATE, me).one()
+    state = state or "unknown"
     own = [
         (row.id, msgspec.json.decode(row.limit_ids, type=list[str]))
         for row in connection.execute(_OWN, me)
     ]
     if not own:
-        return SyncReply({}, set(), state)
+        return SyncReply({}, set(), state, now)
     rows = limit_rows(connection, {each for _, ids in own for each in ids})
     states = limit_states(rows, _by_limit(connection.execute(_PENDING_OF_MINE, me)))
     recalled = {row.id for row in rows if row.recalled}
@@ -126,4 +133,5 @@ def sync_reply(connection: Connection, incarnation_id: str) -> SyncReply:
         {each.limit_id: each for each in states},
         {lease_id for lease_id, ids in own if not recalled.isdisjoint(ids)},
         state,
+        now,
     )

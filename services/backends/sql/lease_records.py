@@ -51,11 +51,14 @@ class LeaseReport(NamedTuple):
 
 class SyncReply(msgspec.Struct, frozen=True):
     """`limits` of the worker's live leases by id; `recall`: leases whose idle money somebody
-    waits for; `state` of the incarnation (anything but `open`: cut the streams and exit)."""
+    waits for; `state` of the incarnation (anything but `open`: cut the streams and exit); `now` is
+    the database's time. `clock_off`: so far off that the worker gets no grant."""
 
     limits: Mapping[str, LimitState]
     recall: set[str]
     state: str
+    now: int
+    clock_off: bool = False
 
 
 class Charge(NamedTuple):
