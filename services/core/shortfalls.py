@@ -44,12 +44,13 @@ class WindowFull(Refusal):
 
 def refusal(failing: Sequence[LimitFailure], quota_limit_id: str, now_us: int) -> Refusal:
     """For a hold that does not fit `failing`. `quota_limit_id` is the key's own quota: another
-    one is its parent's. Of several windows the one that has room last counts."""
+    one is its parent's. Of several windows the one that has room last counts, of several quotas
+    the key's own."""
     windows = [each for each in failing if each.is_window]
     if windows:
         last = max(windows, key=lambda each: (each.fits_at is None, each.fits_at or 0))
         return WindowFull(_window_message(last), last, now_us)
-    first = min(failing, key=lambda each: each.kind == "wallet")
+    first = min(failing, key=lambda each: (each.kind == "wallet", each.limit_id != quota_limit_id))
     code = Code.INSUFFICIENT_BALANCE if first.kind == "wallet" else Code.QUOTA_EXCEEDED
     message = (
         f"{code}: {_name(first, quota_limit_id)} has ${exact_usd(_left_nano(first))} left and "

@@ -32,6 +32,11 @@ def test_the_first_in_the_order_of_refusal_is_told():
     ]
 
 
+def test_of_several_quotas_the_keys_own_is_told():
+    both = [failing("key_quota", limit_id="a"), failing("key_quota", limit_id="own")]
+    assert "the key's quota" in refusal(both, "own", NOW).message
+
+
 @pytest.mark.parametrize(
     ("kind", "limit_id", "name"),
     [
