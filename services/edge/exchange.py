@@ -11,6 +11,7 @@ from services.core.holds import Bound
 from services.core.money import credits_up
 from services.core.outcomes import Answer
 from services.core.prices import ModelPrice
+from services.core.rates import Rule
 from services.core.shortfalls import WindowLeft
 from services.edge.lease import Reservation
 from services.edge.rates import Permit
@@ -41,6 +42,7 @@ class Exchange:
         "permit",
         "price",
         "query",
+        "rates",
         "refused",
         "relayed",
         "request_id",
@@ -91,7 +93,8 @@ class Exchange:
         self.relayed = False  # a byte of it went to the client
         self.reservation: Reservation | None = None
         self.bound: Bound | None = None  # the most that it can cost
-        self.permit: Permit | None = None  # its place within rates and concurrency
+        self.rates: tuple[Rule, ...] = ()
+        self.permit: Permit | None = None  # its place within them
         self.refused: Code | None = None
         self.window: WindowLeft | None = None  # the spend window that has no room for it
         self.attempts: list[Attempt] = []

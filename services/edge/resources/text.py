@@ -14,7 +14,6 @@ from services.core.errors import Refusal
 from services.core.holds import hold_bound
 from services.core.ids import uuid7_text
 from services.core.outcomes import BYTES_PER_TOKEN, Ending
-from services.core.rates import Rule
 from services.core.shortfalls import WindowFull
 from services.edge.attempts import ClientGone, Failure, cut_short
 from services.edge.authenticate import authenticate
@@ -102,9 +101,8 @@ class TextResource:
             if x.reservation is not None and not x.requested:
                 self._worker.leases.settle(x.reservation, 0)
         resp.set_headers(self._accounting(x))
-        rates = self._rates(x)
-        if rates:
-            resp.set_headers(self._worker.rates.headers(rates))
+        if x.rates:
+            resp.set_headers(self._worker.rates.headers(x.rates))
         if x.refused is Code.CONCURRENCY_LIMIT:  # whose end nobody knows
             resp.delete_header("x-ratelimit-reset")
 
@@ -134,19 +132,15 @@ class TextResource:
         x.reservation = worker.leases.reserve(
             x.key, *worker.holds.first_nano(x, x.bound), x.price.model
         )
-        rates = self._rates(x)
-        if rates:
+        x.rates = x.view.rules(x.key).rates
+        if x.rates:
             tokens = x.parsed.shape.text_bytes // BYTES_PER_TOKEN
-            x.permit = worker.rates.admit(rates, tokens)
+            x.permit = worker.rates.admit(x.rates, tokens)
         try:
             worker.recorder.request(x, x.reservation)
         except DiskFull as ex:
             raise Refusal(Code.UNAVAILABLE, "the gateway cannot record requests now") from ex
         x.channels = channels
-
-    @staticmethod
-    def _rates(x: Exchange) -> tuple[Rule, ...]:
-        return x.view.rules(x.key).rates if x.view is not None and x.key is not None else ()
 
     # -- answer ---------------------------------------------------------------------------------
 
