@@ -1,18 +1,25 @@
-"""Calls upstreams of media channels: `requests`, one session per thread, no redirects.
+"""Calls upstreams of media channels over `requests`, without redirects.
 
 What a failure means is told apart by whether anything can have been sent."""
 
 import threading
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import closing
 from typing import Any, Final
 
 import msgspec
 import requests
+from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
+from urllib3.exceptions import HTTPError
+
+from services.backends.http.judged import Adapter, Watch, Way, tls_context
 
 _CONNECT_S: Final = 5.0
 _REPLY_MAX: Final = 64 * 1024 * 1024
 _CHUNK: Final = 64 * 1024
+_HEADERS: Final = {"user-agent": "tollgate"}
+_TROUBLE: Final = (requests.RequestException, HTTPError, OSError, ValueError)
 
 
 class NotConnected(Exception):
@@ -49,10 +56,13 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HttpClient:
-    """Safe in threads."""
+    """Safe in threads. What only asks (GET) goes over kept connections. What makes something gets
+    a connection of its own: only then is it certain whether any of it can have been sent."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ca_file: str = DEFAULT_CA_BUNDLE_PATH) -> None:
         self._own = threading.local()
+        self._ca_file = ca_file
+        self._context = tls_context(ca_file)
 
     def call(
         self,
@@ -67,61 +77,54 @@ class HttpClient:
     ) -> Reply:
         """`files`: name -> (file name, bytes, media type), sent as multipart with `form`.
         Raises NotConnected, NoReply."""
-        body = None if json is None else msgspec.json.encode(json)
-        sent = dict(headers)
-        if body is not None:
+        sent = {**_HEADERS, **headers}
+        body: bytes | dict[str, str] | None = dict(form) if form is not None else None
+        if json is not None:
+            body = msgspec.json.encode(json)
             sent.setdefault("content-type", "application/json")
         try:
-            with (
-                self._session(method) as session,
-                session.request(
-                    method,
-                    url,
-                    headers=sent,
-                    data=body if form is None else dict(form),
-                    files=dict(files) if files else None,
-                    timeout=(min(_CONNECT_S, timeout_s), timeout_s),
-                    allow_redirects=False,
-                    stream=True,
-                ) as reply,
-            ):
-                read = _whole(reply)
-                return Reply(
-                    status=reply.status_code,
-                    headers={name.lower(): value for name, value in reply.headers.items()},
-                    body=read,
-                )
-        except (
-            requests.ConnectTimeout,
-            requests.exceptions.SSLError,
-            requests.exceptions.InvalidURL,
-            requests.exceptions.MissingSchema,
-            requests.exceptions.InvalidSchema,
-        ) as ex:
+            prepared = requests.Request(
+                method, url, headers=sent, data=body, files=dict(files) if files else None
+            ).prepare()
+        except (requests.RequestException, ValueError) as ex:
             raise NotConnected(str(ex)) from ex
-        except requests.ConnectionError as ex:
-            # A refused connection and a failed name lookup arrive as this too.
-            if "NewConnectionError" in repr(ex) or "NameResolutionError" in repr(ex):
-                raise NotConnected(str(ex)) from ex
-            raise NoReply(str(ex)) from ex
-        except (requests.RequestException, OSError) as ex:
-            raise NoReply(str(ex)) from ex
+        if method in ("GET", "HEAD"):
+            return self._asked(prepared, timeout_s)
+        return self._made(prepared, timeout_s)
 
-    def _session(self, method: str) -> AbstractContextManager[requests.Session]:
-        # A kept connection that the upstream has just closed would make it unsure whether a create
-        # arrived, so what makes something gets a connection of its own.
-        if method not in ("GET", "HEAD"):
-            return _session()
-        kept: requests.Session | None = getattr(self._own, "session", None)
+    def _asked(self, prepared: requests.PreparedRequest, timeout_s: float) -> Reply:
+        kept: HTTPAdapter | None = getattr(self._own, "adapter", None)
         if kept is None:
-            kept = self._own.session = _session()
-        return nullcontext(kept)
+            kept = self._own.adapter = HTTPAdapter()
+        try:
+            return _sent(kept, prepared, timeout_s, self._ca_file)
+        except _TROUBLE as ex:
+            raise NoReply(f"{type(ex).__name__}: {ex}") from ex
+
+    def _made(self, prepared: requests.PreparedRequest, timeout_s: float) -> Reply:
+        watch = Watch(timeout_s)
+        way = Way(None, None, watch, min(_CONNECT_S, timeout_s))
+        try:
+            with closing(Adapter(way, self._context)) as adapter:
+                return _sent(adapter, prepared, timeout_s, self._ca_file)
+        except _TROUBLE as ex:
+            message = f"{type(ex).__name__}: {ex}"
+            raise NoReply(message) if way.made else NotConnected(message) from ex
+        finally:
+            watch.close()
 
 
-def _session() -> requests.Session:
-    session = requests.Session()
-    session.trust_env = False  # a proxy of the environment is not ours to use
-    return session
+def _sent(
+    adapter: HTTPAdapter, prepared: requests.PreparedRequest, timeout_s: float, ca_file: str
+) -> Reply:
+    # Not through a session: that would read the body of a redirect, however long it is.
+    limits = (min(_CONNECT_S, timeout_s), timeout_s)
+    with adapter.send(prepared, stream=True, timeout=limits, verify=ca_file) as reply:
+        return Reply(
+            status=reply.status_code,
+            headers={name.lower(): value for name, value in reply.headers.items()},
+            body=_whole(reply),
+        )
 
 
 def _whole(reply: requests.Response) -> bytes:

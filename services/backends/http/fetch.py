@@ -13,9 +13,9 @@ import msgspec
 import requests
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.exceptions import HTTPError
-from urllib3.util import Timeout, create_urllib3_context
+from urllib3.util import Timeout
 
-from services.backends.http.judged import Adapter, Watch, Way
+from services.backends.http.judged import Adapter, Watch, Way, tls_context
 from services.core.netguard import Guard, Target, UrlRefused, check_url
 
 REDIRECTS_MAX: Final = 3
@@ -88,8 +88,7 @@ class Fetcher:
         self._guard = guard
         self._connect_timeout_s = connect_timeout_s
         self._timeout = Timeout(connect=connect_timeout_s, read=read_timeout_s)
-        self._context = create_urllib3_context()
-        self._context.load_verify_locations(ca_file)
+        self._context = tls_context(ca_file)
 
     @contextmanager
     def get(

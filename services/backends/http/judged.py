@@ -13,10 +13,19 @@ from typing import Any
 
 import requests
 from requests.adapters import HTTPAdapter
+from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3 import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util import create_urllib3_context
 
 from services.core.netguard import Guard, Target
+
+
+def tls_context(ca_file: str = DEFAULT_CA_BUNDLE_PATH) -> SSLContext:
+    """Verifies names and certificates by the ones in `ca_file`; slow to make, so make it once."""
+    context = create_urllib3_context()
+    context.load_verify_locations(ca_file)
+    return context
 
 
 class Watch:
@@ -52,10 +61,13 @@ class Watch:
 
 
 class Way:
-    """How the connections of one exchange are made: looked up, judged, watched."""
+    """How the connections of one exchange are made: looked up, judged (without a guard every
+    address is open), watched. `made`: one is ready, so that something may have been sent."""
+
+    made = False
 
     def __init__(
-        self, guard: Guard, trusted: Target | None, watch: Watch, connect_timeout_s: float
+        self, guard: Guard | None, trusted: Target | None, watch: Watch, connect_timeout_s: float
     ) -> None:
         self._guard = guard
         self._connect_timeout_s = connect_timeout_s
@@ -67,7 +79,8 @@ class Way:
         host, port = connection.host.strip("[]"), connection.port
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         places = {str(place[0]): (family, place) for family, _, _, _, place in found}
-        if self._trusted is None or (host, port) != self._trusted.origin[1:]:
+        known = self._trusted is not None and (host, port) == self._trusted.origin[1:]
+        if self._guard is not None and not known:
             self._guard.check(host, places)
         problem: OSError | None = None
         for family, place in places.values():
@@ -109,9 +122,17 @@ class Adapter(HTTPAdapter):
             def _new_conn(self) -> socket.socket:
                 return way.open(self)
 
+            def connect(self) -> None:
+                super().connect()
+                way.made = True
+
         class Secure(HTTPSConnection):
             def _new_conn(self) -> socket.socket:
                 return way.open(self)
+
+            def connect(self) -> None:
+                super().connect()
+                way.made = True
 
         class PlainPool(_UsedOnce, HTTPConnectionPool):
             ConnectionCls = Plain
