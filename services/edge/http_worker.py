@@ -37,6 +37,7 @@ from services.edge.http_response import Response
 log = logging.getLogger(__name__)
 
 _STOP_POLL_S: Final = 0.1
+_FIRST_S: Final = 2.0  # a stopping worker waits so long for the first request of a connection
 _HEARTBEAT_S: Final = 1.0
 _CUT_S: Final = 2.0
 _DRAIN_BYTES_MAX: Final = 256 * 1024  # of a body nobody read, to keep the connection
@@ -72,6 +73,7 @@ class TollgateWorker(GeventWorker):  # type: ignore[misc]
 
     def run(self) -> None:
         self._idle: dict[Any, float] = {}  # clients between requests -> when they must have asked
+        self._new: set[Any] = set()  # those of them that have not asked anything yet
         _tame_the_collector()
         # Plain attributes: gunicorn's settings object looks each one up in a dict of objects.
         self._settings = SimpleNamespace(
@@ -123,9 +125,11 @@ class TollgateWorker(GeventWorker):  # type: ignore[misc]
 
     def _drain(self, servers: list[StreamServer]) -> None:
         for server in servers:
+            _accept_waiting(server)
             server.close()
-        for client in list(self._idle):
+        for client in self._idle.keys() - self._new:
             _shut(client, socket.SHUT_RD)  # what already arrived is still served
+        gevent.spawn_later(_FIRST_S, self._drop_new)
         pools = [server.pool for server in servers]
         self._wait(pools, self.app.drain_s)
         if any(len(pool) for pool in pools):
@@ -138,6 +142,10 @@ class TollgateWorker(GeventWorker):  # type: ignore[misc]
         if hasattr(self.wsgi, "close"):
             self.wsgi.close()
 
+    def _drop_new(self) -> None:
+        for client in list(self._new):
+            _shut(client, socket.SHUT_RD)
+
     def _wait(self, pools: list[Any], seconds: float) -> None:
         deadline = time.monotonic() + seconds
         while any(len(pool) for pool in pools) and time.monotonic() < deadline:
@@ -146,6 +154,7 @@ class TollgateWorker(GeventWorker):  # type: ignore[misc]
 
     def _connection(self, base: dict[str, Any], client: Any, address: Any) -> None:
         parser = CheckedParser(self._settings, client, address)
+        self._new.add(client)
         try:
             while True:
                 client.settimeout(None)
@@ -165,13 +174,14 @@ class TollgateWorker(GeventWorker):  # type: ignore[misc]
         """The next request head, or None when the connection ends or stays idle too long."""
         self._idle[client] = time.monotonic() + self._settings.keepalive
         try:
-            if not self.alive:
+            if not self.alive and client not in self._new:
                 _shut(client, socket.SHUT_RD)
             return next(parser)
         except StopIteration:
             return None
         finally:
             del self._idle[client]
+            self._new.discard(client)
 
     def _serve(
         self, base: dict[str, Any], parser: Any, req: Any, client: Any, address: Any
@@ -205,6 +215,12 @@ class TollgateWorker(GeventWorker):  # type: ignore[misc]
             _linger(client)
             return False
         return not response.close_after
+
+
+def _accept_waiting(server: StreamServer) -> None:
+    """Takes the connections that the system has made already: closing would reset them."""
+    while not server.full() and (accepted := server.do_read()):
+        server.do_handle(*accepted)
 
 
 def _tame_the_collector() -> None:

@@ -467,6 +467,43 @@ def test_stopping_drains_streams_and_drops_idle_clients(own_server, signum):
     assert notes[-2:] == ["closed", ""]
 
 
+def test_connections_made_before_the_stop_are_served(own_server):
+    """Also those that nobody has accepted yet, and one that asks a moment later."""
+    server = own_server()
+    (worker,) = server.workers()
+    silent = Client(server)
+    time.sleep(0.2)  # it is accepted
+    worker.send_signal(signal.SIGSTOP)
+    waiting = [Client(server).get("/environ") for _ in range(150)]  # more than one turn takes
+    server.process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + 10
+    while psutil.Process(server.process.pid).net_connections("tcp"):
+        assert time.monotonic() < deadline, "the master listens on"
+        time.sleep(0.02)
+    worker.send_signal(signal.SIGCONT)
+    for client in waiting:
+        status, headers, _ = client.response()
+        assert (status, headers["connection"]) == (200, "close")
+        client.sock.close()
+    while any(c.status == psutil.CONN_LISTEN for c in worker.net_connections("tcp")):
+        assert time.monotonic() < deadline, "the worker listens on"
+        time.sleep(0.02)
+    assert silent.get("/environ").response()[0] == 200
+    silent.sock.close()
+    assert server.process.wait(10) == 0
+
+
+def test_a_silent_connection_does_not_hold_up_the_stop(own_server):
+    server = own_server(grace_s=30.0)
+    with Client(server) as silent:
+        time.sleep(0.2)
+        began = time.monotonic()
+        server.process.send_signal(signal.SIGTERM)
+        assert silent.ended()
+        assert server.process.wait(20) == 0
+        assert time.monotonic() - began < 15
+
+
 def test_a_stream_longer_than_the_grace_period_is_cut(own_server):
     server = own_server(grace_s=1.0)
     with Client(server) as streaming:

@@ -17,7 +17,7 @@ from tests.parts.kafka import kafka_cluster  # noqa: F401
 from tests.parts.outbox_worker import request, settings, usage
 from tests.parts.postgres import postgres_url
 from tests.parts.relay_process import RelayProcess, events_on, first_copies
-from tests.parts.traffic import Clients
+from tests.parts.traffic import PATIENT, Clients
 
 pytestmark = [pytest.mark.part("kafka"), pytest.mark.timeout(400)]
 
@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.part("kafka"), pytest.mark.timeout(400)]
 @pytest.fixture
 def program(tmp_path_factory, kafka_cluster):  # noqa: F811
     sections = {
+        "edge": PATIENT,
         "bus": {
             "kind": "kafka",
             "bootstrap": kafka_cluster.bootstrap,

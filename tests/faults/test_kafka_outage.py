@@ -11,7 +11,7 @@ import pytest
 from tests.parts.fault_stack import FaultStack
 from tests.parts.kafka import make_broker
 from tests.parts.postgres import postgres_url
-from tests.parts.traffic import Clients
+from tests.parts.traffic import PATIENT, Clients
 
 OUTAGE_S = float(os.environ.get("TOLLGATE_TEST_OUTAGE_S", "15"))
 
@@ -32,6 +32,7 @@ def broker(tmp_path):
 @pytest.fixture
 def program(tmp_path_factory, broker):
     sections = {
+        "edge": PATIENT,
         "bus": {
             "kind": "kafka",
             "bootstrap": [broker.bootstrap],

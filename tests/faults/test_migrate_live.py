@@ -19,7 +19,7 @@ from services.backends.sql.engine import open_engine, read, write
 from tests.parts.fault_stack import FaultStack
 from tests.parts.postgres import drop_database, postgres_url
 from tests.parts.stack import ROOT
-from tests.parts.traffic import Clients
+from tests.parts.traffic import PATIENT, Clients
 
 NEXT = """
 import sqlalchemy as sa
@@ -43,7 +43,7 @@ pytestmark = [pytest.mark.timeout(300)]
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.part("postgres"))])
 def program(request, tmp_path_factory):
-    sections = {}
+    sections = {"edge": PATIENT}
     if request.param == "postgres":
         sections["database"] = {"url": postgres_url(migrated=False)}
     folder = tmp_path_factory.mktemp("live")
