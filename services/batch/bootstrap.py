@@ -13,6 +13,7 @@ from services.backends.http.private_server import PrivateServer
 from services.backends.lifecycle import Loop
 from services.backends.objects.folder import FolderStore
 from services.backends.settings import under
+from services.backends.sql import revision
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog
 from services.backends.sql.engine import open_engine
@@ -59,8 +60,10 @@ class Batch:
     """The loops of the service by name, and what they share."""
 
     def __init__(self, config: Config) -> None:
+        """Raises SchemaTooOld, DatabaseUnavailable."""
         clock = SystemClock()
         self._engine = open_engine(config.database.url, under(config, "."))
+        revision.require(self._engine)
         secret = settings.load_secret(config.data_dir)
         budgets = Budgets(self._engine)
         budgets.open_incarnation(INCARNATION, "batch", "-")

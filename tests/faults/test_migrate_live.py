@@ -121,8 +121,12 @@ def test_a_running_installation_is_migrated(program, tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "code"),
-    [(["meter", "--roles", "relay,ledger"], 1), (["edge", "--port", "0", "--workers", "1"], 3)],
-    ids=["meter", "edge"],
+    [
+        (["meter", "--roles", "relay,ledger"], 1),
+        (["edge", "--port", "0", "--workers", "1"], 3),
+        (["batch"], 1),
+    ],
+    ids=["meter", "edge", "batch"],
 )
 def test_a_program_newer_than_the_schema_does_not_start(tmp_path, arguments, code):
     engine = open_engine("sqlite:///tollgate.db", tmp_path)
