@@ -12,7 +12,7 @@ from services.backends.objects.port import NotStored, StoreUnavailable
 from services.backends.sql.job_ends import Free
 from services.backends.sql.job_records import Attempt, Job
 from services.batch.deliver import deliver_now
-from services.batch.inputs import InputMissing, files_of
+from services.batch.inputs import InputAway, InputMissing, files_of
 from services.batch.parts import Parts
 from services.batch.providers.port import (
     Absent,
@@ -32,6 +32,7 @@ from services.core.jobs import AttemptState, Fault, Phase, next_poll_s
 
 _WAIT_S: Final = 1.0
 _NOT_SENT_MAX_S: Final = 30.0
+_INPUT_TRIES: Final = 5
 _PASSING: Final = (408, 425, 429, 503)  # refusals of the moment: the same channel may take it later
 
 
@@ -73,8 +74,12 @@ def from_queue(parts: Parts, held: Job) -> None:
 def send(parts: Parts, held: Job, tried: Attempt, channel: Channel, provider: Provider) -> None:
     """The create call of a committed attempt, and where it leads."""
     try:
-        files = files_of(parts, held)
-    except InputMissing as ex:
+        files = files_of(parts, held, takes_urls=provider.traits.takes_urls)
+    except (InputMissing, InputAway) as ex:
+        if isinstance(ex, InputAway) and held.not_sent < _INPUT_TRIES:
+            wait_s = 2.0**held.not_sent
+            parts.claims.back(held, tried, AttemptState.NOT_SENT, 0, str(ex), wait_s)
+            return
         parts.ends.free(
             held,
             Free(Phase.FAILED, Fault.UPSTREAM_REJECTED, str(ex), attempt=AttemptState.NOT_SENT),

@@ -1,23 +1,31 @@
-"""The bytes of a generation's inputs: uploads and data URLs. Other URLs go to the provider as they
-are: it fetches them itself."""
+"""The bytes of a generation's inputs: uploads, data URLs, and what other URLs lead to where the
+provider does not fetch these itself."""
 
 import base64
 import binascii
 from typing import Any, Final
 
+from services.backends.http.fetch import FetchFailed, FetchRefused
 from services.backends.sql.job_records import Job
 from services.batch.parts import Parts
 from services.core.media import INPUTS
 
 _FILE: Final = "file_"
+_FETCHED_MAX: Final = 64 * 1024 * 1024  # bytes of an input that we fetch: it is held in memory
+_FETCH_S: Final = 20.0
 
 
 class InputMissing(Exception):
-    """An upload that the job names is gone, or a data URL is none."""
+    """An upload that the job names is gone, a data URL is none, a URL leads nowhere."""
 
 
-def files_of(parts: Parts, held: Job) -> dict[str, bytes]:
-    """Bytes by the name of the param. Raises InputMissing, NotStored, StoreUnavailable."""
+class InputAway(Exception):
+    """A URL could not be fetched now."""
+
+
+def files_of(parts: Parts, held: Job, *, takes_urls: bool) -> dict[str, bytes]:
+    """Bytes by the name of the param. Raises InputMissing, InputAway, NotStored,
+    StoreUnavailable."""
     params = held.parameters
     found: dict[str, bytes] = {}
     for name in INPUTS:
@@ -25,6 +33,8 @@ def files_of(parts: Parts, held: Job) -> dict[str, bytes]:
         if isinstance(value, list):
             value = value[0] if value else None
         data = _bytes(parts, held.account_id, name, value)
+        if data is None and isinstance(value, str) and value and not takes_urls:
+            data = _fetched(parts, name, value)
         if data is not None:
             found[name] = data
     return found
@@ -42,6 +52,22 @@ def _bytes(parts: Parts, account_id: str, name: str, value: Any) -> bytes | None
         with parts.store.open(upload.sha256) as file:
             return file.read()
     return None
+
+
+def _fetched(parts: Parts, name: str, url: str) -> bytes:
+    limit = min(parts.config.artifacts.upload_max_bytes, _FETCHED_MAX)
+    try:
+        with parts.fetcher.get(url, limit_bytes=limit, deadline_s=_FETCH_S) as got:
+            if got.status == 200:
+                return b"".join(got.chunks())
+            message = f"{name}: its URL answered {got.status}"
+    except FetchRefused as ex:
+        raise InputMissing(f"{name}: {ex}") from ex
+    except FetchFailed as ex:
+        raise InputAway(f"{name}: {ex}") from ex
+    if got.status >= 500 or got.status in (408, 425, 429):
+        raise InputAway(message)
+    raise InputMissing(message)
 
 
 def decode_data_url(value: str, name: str) -> bytes:

@@ -51,7 +51,7 @@ class OpenAI(AtOnce):
 
     name = "openai"
     kinds = ("image", "speech", "transcription")
-    traits = Traits(create_s=600.0)
+    traits = Traits(create_s=600.0, takes_urls=False)
 
     def headers(self, channel: Channel) -> dict[str, str]:
         return bearer(channel)

@@ -47,7 +47,7 @@ class OpenAIVideos:
 
     name = "openai-videos"
     kinds = ("video",)
-    traits = Traits(poll_min_s=2.0, poll_max_s=15.0)
+    traits = Traits(poll_min_s=2.0, poll_max_s=15.0, takes_urls=False)
 
     def headers(self, channel: Channel) -> dict[str, str]:
         return bearer(channel)

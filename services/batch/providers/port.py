@@ -157,13 +157,15 @@ FindAnswer: TypeAlias = Submitted | Absent | Unsupported | Later
 class Traits(msgspec.Struct, frozen=True, kw_only=True):
     """`poll_min_s`, `poll_max_s`: bounds of the time between two polls of one task. `create_s`:
     how long a create may take to answer (long for providers that answer with the result).
-    `idempotent`: a create sent again with the same client_ref makes nothing new. `max_age_s`:
-    results must be fetched within so long of finishing."""
+    `idempotent`: a create sent again with the same client_ref makes nothing new. `takes_urls`: it
+    fetches inputs itself; for the others we do. `max_age_s`: results must be fetched within so
+    long of finishing."""
 
     poll_min_s: float = 2.0
     poll_max_s: float = 30.0
     create_s: float = 60.0
     idempotent: bool = False
+    takes_urls: bool = True
     max_age_s: float = 3600.0
 
 

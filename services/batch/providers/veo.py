@@ -54,7 +54,7 @@ class Veo:
 
     name = "veo"
     kinds = ("video",)
-    traits = Traits(poll_min_s=5.0, poll_max_s=20.0, max_age_s=48 * 3600.0)
+    traits = Traits(poll_min_s=5.0, poll_max_s=20.0, takes_urls=False, max_age_s=48 * 3600.0)
 
     def headers(self, channel: Channel) -> dict[str, str]:
         return google.headers(channel)
