@@ -457,8 +457,10 @@ def test_speech_and_its_transcription(sim):
     heard = use.create("", file="file_1", **asked)
     assert msgspec.json.decode(heard.outputs[0].data)["text"] == "The barrier opens."
     assert heard.told == {"seconds": 2}
-    text = use.create("", file="file_1", format="text", **asked).outputs[0]
-    assert (text.kind, text.data) == ("text", b"The barrier opens.\n")
+    for form, begins in (("text", b"The barrier"), ("srt", b"1\n00:00"), ("vtt", b"WEBVTT")):
+        done = use.create("", file="file_1", format=form, **asked)
+        assert (done.outputs[0].kind, done.told) == ("text", {"seconds": 2})
+        assert done.outputs[0].data.startswith(begins)
     assert use.create("x", format="opus").status == 400
 
 

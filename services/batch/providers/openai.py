@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +29,7 @@ from services.batch.providers.port import (
     Traits,
     Unclear,
 )
+from services.core.artifacts import ArtifactInvalid, inspect
 from services.core.catalog import Channel
 
 MODERATED: Final = ("moderation_blocked", "content_policy_violation")
@@ -103,7 +105,9 @@ class OpenAI(AtOnce):
         form |= {"model": order.model, "response_format": wanted}
         files = {"file": (_sound_name(order.files["file"]), order.files["file"], "audio/*")}
         reply = self._ask(http, channel, "audio/transcriptions", form=form, files=files)
-        return _transcript(reply, wanted) if isinstance(reply, Reply) else refused(reply)
+        if not isinstance(reply, Reply):
+            return refused(reply)
+        return _transcript(reply, wanted, order.files["file"])
 
 
 def _images(reply: Reply) -> CreateAnswer:
@@ -122,16 +126,31 @@ def _images(reply: Reply) -> CreateAnswer:
     return Done(outputs=tuple(outputs))
 
 
-def _transcript(reply: Reply, wanted: str) -> CreateAnswer:
+def _transcript(reply: Reply, wanted: str, sound: bytes) -> CreateAnswer:
     if wanted not in ("json", "verbose_json"):
-        text = reply.body.strip()
-        return Done(outputs=(Output(kind="text", data=reply.body),) if text else ())
+        text = (Output(kind="text", data=reply.body),) if reply.body.strip() else ()
+        return Done(outputs=text, told=_seconds(_length_s(sound)))
     told = reply.json()
     if not isinstance(at(told, "text"), str):
         return Unclear(message=unreadable(reply))
-    seconds = at(told, "usage", "seconds") or at(told, "duration")
-    units = {"seconds": -int(-seconds // 1)} if isinstance(seconds, int | float) else {}
-    return Done(outputs=(Output(kind="json", data=reply.body),), told=units)
+    seconds = at(told, "usage", "seconds") or at(told, "duration") or _length_s(sound)
+    return Done(outputs=(Output(kind="json", data=reply.body),), told=_seconds(seconds))
+
+
+def _seconds(length_s: Any) -> dict[str, int]:
+    """Begun seconds count; nothing when the length is not known."""
+    if not isinstance(length_s, int | float) or length_s <= 0:
+        return {}
+    return {"seconds": math.ceil(length_s)}
+
+
+def _length_s(sound: bytes) -> float | None:
+    """How long the sound is by its own bytes, for replies that do not tell."""
+    try:
+        length_ms = inspect(sound, len(sound)).duration_ms
+    except ArtifactInvalid:
+        return None
+    return length_ms / 1000 if length_ms is not None else None
 
 
 def _sound_name(data: bytes) -> str:
