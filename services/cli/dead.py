@@ -1,18 +1,38 @@
 """`tollgate dead`: events that the books refused."""
 
+import contextlib
 from typing import Any
 
 import click
+from sqlalchemy import Engine
 
-from services.backends.sql.dead_events import DeadEvent, DeadEvents
+from services.backends import settings
+from services.backends.sql.dead_events import (
+    DEAD,
+    REPLAYED,
+    DeadEvent,
+    DeadEvents,
+    NoSuchDeadEvent,
+)
 from services.cli.context import Cli, Group, iso, table
-from services.meter.bootstrap import entry_reader, open_database
+from services.core.money import exact_usd
+from services.meter.bootstrap import entry_reader, open_bus, open_database
 from services.meter.dead import Reason
 from services.meter.dead_repair import AlreadyClosed, DeadRepair, StillDead
+from services.meter.relay_dead import (
+    CHECKSUM,
+    TOO_LARGE,
+    NotSendable,
+    RelayDead,
+    relay_dead,
+    send,
+)
 
-_COLUMNS = ("id", "state", "reason", "event_id", "account_id", "place", "dead_at")
+_COLUMNS = ("id", "state", "reason", "event_id", "account_id", "place", "dead_at", "held_usd")
 _ALL_AT_ONCE = 10_000
-_reason = click.option("--reason", type=click.Choice([each.value for each in Reason]))
+_RELAY = "relay-"  # the numbers of what the relay could not send
+_REASONS = [*(each.value for each in Reason), CHECKSUM, TOO_LARGE]
+_reason = click.option("--reason", type=click.Choice(_REASONS))
 
 
 @click.group(cls=Group)
@@ -30,52 +50,66 @@ def dead() -> None:
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
 @click.pass_obj
 def list_(cli: Cli, state: str, reason: str | None, after: int, limit: int) -> None:
-    """Lists them in the order of arrival."""
-    found = DeadEvents(open_database(cli.config())).listed(
+    """Lists them in the order of arrival, then what this host's relay could not send."""
+    engine = open_database(cli.config())
+    found = DeadEvents(engine).listed(
         state="" if state == "any" else state, reason=reason or "", after=after, limit=limit
     )
     rows = [_shown(each) for each in found]
+    unsent = [_shown_unsent(each) for each in _unsent(cli, engine)]
+    rows += [
+        row for row in unsent if state in ("any", row["state"]) and reason in (None, row["reason"])
+    ][: limit - len(rows)]
     cli.show(rows, table(_COLUMNS, [[row[name] for name in _COLUMNS] for row in rows]))
 
 
 @dead.command("show")
-@click.argument("number", type=int)
+@click.argument("number")
 @click.pass_obj
-def show(cli: Cli, number: int) -> None:
+def show(cli: Cli, number: str) -> None:
     """Shows one with its detail and its bytes."""
-    row = _shown(DeadEvents(open_database(cli.config())).get(number))
+    engine = open_database(cli.config())
+    if number.startswith(_RELAY):
+        row = _shown_unsent(_one_unsent(cli, engine, number))
+    else:
+        row = _shown(DeadEvents(engine).get(_number(number)))
     cli.show(row, "\n".join(f"{name:<11} {value}" for name, value in row.items()))
 
 
 @dead.command("replay")
-@click.argument("numbers", type=int, nargs=-1)
+@click.argument("numbers", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that are dead.")
 @_reason
 @click.pass_obj
-def replay(cli: Cli, numbers: tuple[int, ...], everything: bool, reason: str | None) -> None:
+def replay(cli: Cli, numbers: tuple[str, ...], everything: bool, reason: str | None) -> None:
     """Books events after their cause was fixed (a missing price version imported, an account
-    made), each once. Exit code 1 when one is still dead."""
+    made), each once; sends what was too large for the bus. Exit code 1 when one is still dead."""
     config = cli.config()
     engine = open_database(config)
     repair = DeadRepair(engine, lambda: entry_reader(engine, config))
     results = []
     for number in _chosen(DeadEvents(engine), numbers, everything, reason):
         try:
-            done = "replayed" if repair.replay(number) else "replayed before"
-        except (StillDead, AlreadyClosed) as ex:
+            if number.startswith(_RELAY):
+                with contextlib.closing(open_bus(config)) as bus:
+                    again = send(bus, _one_unsent(cli, engine, number))
+                done = "sent" if again else "sent before"
+            else:
+                done = "replayed" if repair.replay(_number(number)) else "replayed before"
+        except (StillDead, AlreadyClosed, NotSendable) as ex:
             done = f"refused: {ex}"
         results.append({"id": number, "result": done})
     _tell(cli, results)
 
 
 @dead.command("dismiss")
-@click.argument("numbers", type=int, nargs=-1)
+@click.argument("numbers", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="All that are dead.")
 @_reason
 @click.option("--note", default="", help="Why; kept in the audit event.")
 @click.pass_obj
 def dismiss(
-    cli: Cli, numbers: tuple[int, ...], everything: bool, reason: str | None, note: str
+    cli: Cli, numbers: tuple[str, ...], everything: bool, reason: str | None, note: str
 ) -> None:
     """Gives events up: nobody is charged, what they kept on hold returns."""
     config = cli.config()
@@ -84,7 +118,7 @@ def dismiss(
     results = []
     for number in _chosen(DeadEvents(engine), numbers, everything, reason):
         try:
-            done = "dismissed" if repair.dismiss(number, note=note) else "dismissed before"
+            done = "dismissed" if repair.dismiss(_number(number), note=note) else "dismissed before"
         except AlreadyClosed as ex:
             done = f"refused: {ex}"
         results.append({"id": number, "result": done})
@@ -92,14 +126,32 @@ def dismiss(
 
 
 def _chosen(
-    events: DeadEvents, numbers: tuple[int, ...], everything: bool, reason: str | None
-) -> list[int]:
+    events: DeadEvents, numbers: tuple[str, ...], everything: bool, reason: str | None
+) -> list[str]:
     if numbers and not everything and reason is None:
         return list(numbers)
     if numbers or not (everything or reason):
         raise click.UsageError("give numbers, or --all, or --reason")
     found = events.listed(state="dead", reason=reason or "", limit=_ALL_AT_ONCE)
-    return [each.id for each in found]
+    return [str(each.id) for each in found]
+
+
+def _number(text: str) -> int:
+    if not text.isdecimal():
+        raise click.UsageError(f"no number of a dead event: {text!r}")
+    return int(text)
+
+
+def _unsent(cli: Cli, engine: Engine) -> list[RelayDead]:
+    config = cli.config()
+    return relay_dead(settings.under(config, config.outbox.path), engine)
+
+
+def _one_unsent(cli: Cli, engine: Engine, number: str) -> RelayDead:
+    for each in _unsent(cli, engine):
+        if f"{_RELAY}{each.id}" == number:
+            return each
+    raise NoSuchDeadEvent(f"the relay of this host has set nothing aside as {number}")
 
 
 def _tell(cli: Cli, results: list[dict[str, Any]]) -> None:
@@ -118,6 +170,22 @@ def _shown(event: DeadEvent) -> dict[str, Any]:
         "account_id": event.account_id,
         "place": f"{event.topic}/{event.partition}/{event.offset}",
         "dead_at": iso(event.dead_at),
+        "held_usd": exact_usd(event.held_nano),
         "detail": event.detail,
         "body": event.body.decode("utf-8", "backslashreplace"),
+    }
+
+
+def _shown_unsent(dead: RelayDead) -> dict[str, Any]:
+    return {
+        "id": f"{_RELAY}{dead.id}",
+        "state": REPLAYED if dead.sent else DEAD,
+        "reason": dead.reason,
+        "event_id": dead.event_id,
+        "account_id": dead.account_id,
+        "place": f"outbox/{dead.incarnation}/{dead.seq}",
+        "dead_at": iso(dead.dead_at),
+        "held_usd": None,
+        "detail": "",
+        "body": dead.body.decode("utf-8", "backslashreplace"),
     }

@@ -143,7 +143,7 @@ def usage(prompt: Prompt, answer: Answer) -> Json:
 
 
 def _items(prompt: Prompt, answer: Answer) -> list[Json]:
-    items: list[Json] = []
+    items = [_search_item(f"ws_{answer.id}{number}") for number in range(answer.searches)]
     if answer.thinking:
         summary = [{"type": "summary_text", "text": answer.thinking}]
         item: Json = {"id": "rs_" + answer.id, "type": "reasoning", "summary": summary}
@@ -153,6 +153,11 @@ def _items(prompt: Prompt, answer: Answer) -> list[Json]:
         item = {"id": "msg_" + answer.id, "type": "message", "role": "assistant"}
         items.append({**item, "status": "completed", "content": [part]})
     return items + [_call_item(call) for call in answer.calls]
+
+
+def _search_item(item_id: str) -> Json:
+    action = {"type": "search", "query": "tolls", "sources": []}
+    return {"id": item_id, "type": "web_search_call", "status": "completed", "action": action}
 
 
 def _call_item(call: ToolCall) -> Json:

@@ -4,6 +4,7 @@ import json
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 from sqlalchemy import insert
 
 from schemas.errors import Outcome
@@ -13,10 +14,13 @@ from services.backends.sql.dead_events import DeadEvents, NoSuchDeadEvent
 from services.backends.sql.engine import write
 from services.backends.sql.incarnations import Incarnations, NoSuchIncarnation
 from services.backends.sql.tables import account, limit_row, sql_outbox
+from services.cli.context import Cli
+from services.cli.dead import dead
 from services.core.ids import uuid7_text
 from services.core.prices import Overrides, PriceBook
 from services.meter.dead import TimeLimits
 from services.meter.dead_repair import AlreadyClosed, DeadRepair, StillDead
+from services.meter.relay_store import Dead, RelayStore
 from tests.parts.books import MODEL, USD, Books, now_us, record, records
 from tests.parts.postgres import database_url  # noqa: F401
 
@@ -312,4 +316,58 @@ def test_reconciliation_holds_before_and_after(plant):
     assert report.dead == 1 + 4
     assert all(leased == 0 for _, _, leased in books.limits().values())
     assert books.balances()["loss"] == -4_500_000 - 5
+    books.check()
+
+
+# -- the command ---------------------------------------------------------------------------------
+
+
+def _said(plant, monkeypatch, *arguments: str, exit_code: int = 0):
+    monkeypatch.setattr(Cli, "config", lambda self: plant.config)
+    done = CliRunner().invoke(dead, [*arguments, "--json"], obj=Cli())
+    assert done.exit_code == exit_code, done.output
+    return json.loads(done.stdout) if done.stdout else done.output
+
+
+def test_the_list_tells_what_waits_and_what_the_relay_could_not_send(plant, monkeypatch):
+    books = plant.books
+    lease = books.lease(books.account(10), 2 * USD)
+    wrong = lease.usage(uuid7_text())
+    wrong.cost_nano = wrong.charged_nano = 1
+    large = lease.pair()
+    plant.write([wrong, large[0]])
+    plant.catch_up()
+    store = RelayStore(plant.folder)
+    body = encode(large[1])
+    account_id = large[1].account_id
+    damaged = b"{" + body
+    store.add_dead(
+        [
+            Dead(books.incarnation, 3, large[1].event_id, "too_large", account_id, body, now_us()),
+            Dead(books.incarnation, 4, "", "checksum", account_id, damaged, now_us()),
+        ]
+    )
+    store.close()
+    listed = _said(plant, monkeypatch, "list")
+    assert [(row["reason"], row["state"]) for row in listed] == [
+        ("price_mismatch", "dead"),
+        ("too_large", "dead"),
+        ("checksum", "dead"),
+    ]
+    assert listed[0]["held_usd"] == "0.1", "the hold of the request stays on its lease"
+    number = listed[1]["id"]
+    assert _said(plant, monkeypatch, "show", number)["body"] == body.decode()
+    assert _said(plant, monkeypatch, "list", "--reason", "checksum") == listed[2:]
+
+    assert _said(plant, monkeypatch, "replay", number)[0]["result"] == "sent"
+    plant.catch_up()
+    assert _said(plant, monkeypatch, "replay", number)[0]["result"] == "sent before"
+    assert [row["id"] for row in _said(plant, monkeypatch, "list", "--state", "replayed")] == [
+        number
+    ]
+    refused = _said(plant, monkeypatch, "replay", listed[2]["id"], exit_code=1)
+    assert "damaged" in refused[0]["result"]
+    _said(plant, monkeypatch, "show", "relay-99", exit_code=1)
+    _said(plant, monkeypatch, "dismiss", number, exit_code=2)
+    assert books.wallet(account_id) == 10 * USD - large[1].charged_nano
     books.check()

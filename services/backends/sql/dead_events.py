@@ -15,6 +15,11 @@ REPLAYED: Final = "replayed"
 DISMISSED: Final = "dismissed"
 
 
+class _Hold(msgspec.Struct):
+    kind: str = ""
+    hold_nano: int = 0
+
+
 class DeadEvent(msgspec.Struct, frozen=True):
     """One event as it was read. `state`: dead | replayed | dismissed; `dead_at` microseconds."""
 
@@ -29,6 +34,18 @@ class DeadEvent(msgspec.Struct, frozen=True):
     body: bytes
     state: str
     dead_at: int
+
+    @property
+    def held_nano(self) -> int:
+        """What the request of a dead `usage` keeps on its lease meanwhile; 0 when nothing waits
+        for it, or the bytes do not tell."""
+        if self.state != DEAD or self.reason == "late":
+            return 0
+        try:
+            hold = msgspec.json.decode(self.body, type=_Hold)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return 0
+        return max(hold.hold_nano, 0) if hold.kind == "usage" else 0
 
 
 class NoSuchDeadEvent(LookupError):
