@@ -97,6 +97,7 @@ class Batch(Section, kw_only=True):
     threads: Positive = 16  # steps of jobs at once
     http_threads: Positive = 16
     poll_s: Seconds = 0.2  # how often it looks for due jobs
+    claim_s: Seconds = 30.0  # after which the jobs of a dead process are taken over
     account_concurrency: Annotated[int, msgspec.Meta(ge=0)] = 0  # running jobs; 0: unlimited
     queue_max: Positive = 10_000  # open jobs of an account
     deadline_s: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400)] = 86_400

@@ -72,7 +72,7 @@ class Batch:
             clock=clock,
             views=Views(Catalog(self._engine, secret), clock),
             jobs=Jobs(self._engine, budgets),
-            claims=JobClaims(self._engine),
+            claims=JobClaims(self._engine, config.batch.claim_s),
             ends=JobEnds(self._engine),
             uploads=Uploads(self._engine),
             store=FolderStore(under(config, config.artifacts.path)),

@@ -20,8 +20,7 @@ from services.batch.settle import expected_cost_nano
 from services.core.jobs import AttemptState, Fault, Phase
 
 _CLAIM_MAX: Final = 50
-_CLAIMS_MAX: Final = 5  # of a job whose steps never end
-_BEAT_S: Final = 8.0
+_CLAIMS_MAX: Final = 20  # of a job whose steps never end
 _AWAY_S: Final = 1.0
 _DRAIN_S: Final = 25.0
 
@@ -69,7 +68,7 @@ class JobEngine:
 
     def beat(self, stop: threading.Event) -> None:
         """Keeps the claims of long steps alive, until `stop` and then until they have ended."""
-        while not stop.wait(_BEAT_S):
+        while not stop.wait(self._parts.config.batch.claim_s / 4):
             self._prolong()
         waited_s = 0.0
         while self._held and waited_s < _DRAIN_S:

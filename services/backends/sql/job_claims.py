@@ -1,6 +1,6 @@
 """The engine's side of jobs: claim what is due, write each step's result under its fence.
 
-A claim is short-lived (`CLAIM_US`, prolonged while the step runs) and fenced: it raises `epoch`,
+A claim is short-lived (prolonged while the step runs) and fenced: it raises `epoch`,
 and a write that names an older one changes nothing and raises ClaimLost.
 """
 
@@ -17,7 +17,6 @@ from services.backends.sql.job_tables import attempt, job
 from services.backends.sql.tables import account
 from services.core.jobs import AttemptState, Phase
 
-CLAIM_US: Final = 30 * 1_000_000
 POSTPONED_US: Final = 1_000_000
 _TEXT_MAX: Final = 500
 
@@ -26,8 +25,9 @@ class JobClaims:
     """Over the SQL database. Every method blocks and may raise DatabaseUnavailable; writes raise
     ClaimLost."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, claim_s: float) -> None:
         self._engine = engine
+        self._claim_us = round(claim_s * 1_000_000)
 
     def claim(self, limit: int) -> list[Job]:
         """Up to `limit` due jobs, the longest due first, for a step each."""
@@ -43,7 +43,11 @@ class JobClaims:
             rows = connection.execute(
                 update(job)
                 .where(job.c.id.in_(due))
-                .values(epoch=job.c.epoch + 1, claims=job.c.claims + 1, next_at=now_us() + CLAIM_US)
+                .values(
+                    epoch=job.c.epoch + 1,
+                    claims=job.c.claims + 1,
+                    next_at=now_us() + self._claim_us,
+                )
                 .returning(job)
             )
             return [as_job(row) for row in rows]
@@ -61,7 +65,7 @@ class JobClaims:
             update(job)
             .where(tuple_(job.c.id, job.c.epoch).in_(ours), job.c.next_at.is_not(None))
             .where(job.c.claims > 0)
-            .values(next_at=now_us() + CLAIM_US)
+            .values(next_at=now_us() + self._claim_us)
         )
         write(self._engine, lambda connection: connection.execute(statement))
 
@@ -91,7 +95,7 @@ class JobClaims:
                 channel=channel,
                 attempt_no=no,
                 started_at=held.started_at or now,
-                next_at=now + CLAIM_US,
+                next_at=now + self._claim_us,
                 claims=1,
             )
             row = Attempt(

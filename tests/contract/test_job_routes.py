@@ -1,0 +1,282 @@
+"""The batch service's routes as the edge calls them: both views, names, cancels, artifacts."""
+
+import os
+
+import pytest
+
+from services.backends.sql import migrate
+from tests.parts.batch_house import BatchHouse
+from tests.parts.postgres import POSTGRES, SQLITE, drop_database, postgres_url
+from tests.parts.sim import Sim
+
+
+@pytest.fixture(scope="module")
+def media_sim(tmp_path_factory):
+    made = Sim(
+        tmp_path_factory.mktemp("sim") / "sim.log", "--media-queue-ms", "10", "--media-run-ms", "50"
+    )
+    yield made
+    made.stop()
+
+
+@pytest.fixture(scope="module", params=[SQLITE, POSTGRES])
+def running(request, tmp_path_factory, media_sim):
+    """One service for all tests of an engine."""
+    os.environ["TOLLGATE_TEST_UPSTREAM"] = "upstream-secret"
+    folder = tmp_path_factory.mktemp("house")
+    url = f"sqlite:///{folder / 'tollgate.db'}" if request.param == "sqlite" else postgres_url()
+    migrate.upgrade(url)
+    made = BatchHouse(folder / "data", url, media_sim.base_url)
+    made.start()
+    yield made
+    made.close()
+    if request.param != "sqlite":
+        drop_database(url)
+
+
+@pytest.fixture
+def house(running):
+    running.newcomer()
+    return running
+
+
+def submit_task(house, **body):
+    return house.call("POST", "/v1/tasks/submit", {"model": "sim-image", **body})
+
+
+def query_task(house, **named):
+    return house.call("POST", "/v1/tasks/query", named)
+
+
+def code(answer):
+    status, body = answer
+    return status, body["error"]["code"]
+
+
+def test_one_row_reads_both_ways_and_says_the_same(house):
+    status, made = submit_task(house, params={"prompt": "a fox"}, out_task_id="mine")
+    assert (status, made["status"], made["estimated_credits"]) == (200, "pending", 0.01)
+    job_id = made["task_id"].replace("task_", "job_")
+    job = house.wait_for(job_id)
+    status, task = query_task(house, task_id=made["task_id"])
+    assert (job["state"], task["status"]) == ("completed", "completed")
+    assert job["cost"]["charged_nano"] == 10_000_000
+    assert task["credits_used"] == 0.01
+    assert "estimated_credits" not in task
+    assert [each["type"] for each in task["output"]] == ["image"]
+    assert job["output"][0]["mime"] == "image/png"
+    assert task["output"][0]["width"] == job["output"][0]["width"]
+    assert query_task(house, out_task_id="mine")[1]["task_id"] == made["task_id"]
+    house.check()
+
+
+def test_a_query_names_exactly_one_task_of_its_key(house):
+    made = submit_task(house, params={"prompt": "a fox"}, out_task_id="mine")[1]
+    assert code(query_task(house)) == (400, "invalid_param")
+    both = query_task(house, task_id=made["task_id"], out_task_id="mine")
+    assert code(both) == (400, "invalid_param")
+    other, _ = house.catalog.create_key(house.account.id, "second")
+    named = {"task_id": made["task_id"]}
+    foreign = house.call("POST", "/v1/tasks/query", named, key=other)
+    assert code(foreign) == (404, "task_not_found")
+    job_id = made["task_id"].replace("task_", "job_")
+    assert house.call("GET", f"/v1/jobs/{job_id}", key=other)[0] == 200
+    stranger = house.catalog.create_account(f"stranger-{house.account.id}")
+    theirs, _ = house.catalog.create_key(stranger.id, "third")
+    assert code(house.call("GET", f"/v1/jobs/{job_id}", key=theirs)) == (404, "job_not_found")
+
+
+def test_the_same_name_gives_the_same_task_and_another_request_a_conflict(house):
+    first = submit_task(house, params={"prompt": "a fox"}, out_task_id="mine")[1]
+    again = submit_task(house, params={"prompt": "a fox", "n": 1}, out_task_id="mine")
+    assert again[0] == 200
+    assert again[1]["task_id"] == first["task_id"]
+    other = submit_task(house, params={"prompt": "a hare"}, out_task_id="mine")
+    assert code(other) == (409, "duplicate_out_task_id")
+    headers = {"idempotency-key": "k1"}
+    body = {"model": "sim-image", "input": {"prompt": "a fox"}}
+    one = house.call("POST", "/v1/jobs", body, headers=headers)
+    two = house.call("POST", "/v1/jobs", body, headers=headers)
+    assert (one[0], two[0]) == (202, 200)
+    assert house.headers["idempotent-replayed"] == "true"
+    assert one[1]["id"] == two[1]["id"]
+    body["input"]["prompt"] = "a hare"
+    clash = house.call("POST", "/v1/jobs", body, headers=headers)
+    assert code(clash) == (422, "idempotency_mismatch")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({"model": "claude-haiku-4-5", "params": {"prompt": "a"}}, (400, "invalid_param")),
+        ({"model": "sim-image", "params": {"prompt": "a", "n": 11}}, (400, "invalid_param")),
+        ({"model": "sim-image", "params": {}}, (400, "invalid_param")),
+        ({"model": "nothing", "params": {"prompt": "a"}}, (404, "model_not_found")),
+        ({"params": {"prompt": "a"}}, (400, "invalid_param")),
+    ],
+)
+def test_what_cannot_be_made_is_refused_and_holds_nothing(house, body, expected):
+    assert code(house.call("POST", "/v1/tasks/submit", body)) == expected
+    assert house.jobs() == []
+
+
+def test_a_body_over_a_megabyte_is_refused(house):
+    answer = submit_task(house, params={"prompt": "x" * (1024 * 1024)})
+    assert code(answer) == (413, "request_entity_too_large")
+
+
+def test_money_that_does_not_suffice_leaves_no_job(house):
+    poor = house.catalog.create_account(f"poor-{house.account.id}")
+    key, _ = house.catalog.create_key(poor.id, "first")
+    body = {"model": "sim-image", "params": {"prompt": "a fox"}}
+    answer = house.call("POST", "/v1/tasks/submit", body, key=key)
+    assert code(answer) == (402, "insufficient_balance")
+    assert house.jobs() == []
+
+
+def test_a_running_video_cannot_be_stopped_there_but_is_over_and_free_here(house):
+    made = house.submit("sim-video", prompt="a fox sim:run-ms 60000", duration_seconds=1)
+    house.until(lambda: house.job(made["id"])["attempts"] == 1, "the attempt")
+    ended = house.call("POST", f"/v1/jobs/{made['id']}/cancel")
+    assert ended[0] in (200, 202)
+    job = house.wait_for(made["id"])
+    assert (job["state"], job["cancel"]["outcome"]) == ("cancelled", "unsupported")
+    assert job["cost"]["charged_nano"] == 0
+    again = house.call("POST", f"/v1/jobs/{made['id']}/cancel")
+    assert (again[0], again[1]["version"]) == (200, job["version"])
+    house.check()
+
+
+def test_a_cancel_that_the_upstream_confirms(house):
+    made = house.submit("veo-3.1", prompt="a fox sim:run-ms 60000", duration_seconds=1)
+    house.until(lambda: house.job(made["id"])["attempts"] == 1, "the attempt")
+    house.call("POST", f"/v1/jobs/{made['id']}/cancel")
+    job = house.wait_for(made["id"])
+    assert (job["state"], job["cancel"]["outcome"]) == ("cancelled", "confirmed")
+    house.check()
+
+
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        ("job-fail", "upstream_failed"),
+        ("job-moderated", "safety_blocked"),
+        ("job-no-output", "artifact_fetch_failed"),
+        ("create-400", "upstream_rejected"),
+        ("create-moderated", "safety_blocked"),
+        ("create-cut", "upstream_unknown"),
+        ("artifact-short", "artifact_invalid"),
+        ("artifact-wrong-type", "artifact_invalid"),
+        ("artifact-empty", "artifact_invalid"),
+    ],
+)
+def test_what_delivers_nothing_usable_is_free(house, fault, error):
+    made = house.submit("sim-video", prompt=f"a fox sim:fault {fault}", duration_seconds=1)
+    job = house.wait_for(made["id"])
+    assert (job["state"], job["error"]["code"]) == ("failed", error)
+    assert job["cost"]["charged_nano"] == 0
+    house.check()
+
+
+@pytest.mark.parametrize("fault", ["poll-500-2", "poll-garbage-2", "artifact-500-1"])
+def test_trouble_on_the_way_is_no_verdict(house, fault):
+    made = house.submit("sim-video", prompt=f"a fox sim:fault {fault}", duration_seconds=1)
+    assert house.wait_for(made["id"])["state"] == "completed"
+    house.check()
+
+
+def test_some_of_the_images_are_charged_as_some(house):
+    made = house.submit("sim-image", prompt="a fox sim:fault job-partial", n=3)
+    job = house.wait_for(made["id"])
+    assert job["state"] == "completed"
+    assert job["usage"]["units"] == {"images": 2}
+    assert job["cost"]["charged_nano"] == 20_000_000
+    house.check()
+
+
+def test_links_work_without_a_key_until_they_are_over_or_altered(house):
+    job = house.wait_for(house.submit("sim-image")["id"])
+    path = job["output"][0]["url"].removeprefix("http://gateway.test")
+    status, data = house.call("GET", path, raw=True)
+    assert (status, len(data)) == (200, job["output"][0]["bytes"])
+    assert data.startswith(b"\x89PNG")
+    assert house.headers["etag"] == f'"{job["output"][0]["sha256"]}"'
+    assert house.call("GET", path[:-2] + "xx")[0] == 403
+    assert house.call("GET", path.replace("e=1", "e=2"))[0] == 403
+    assert house.call("GET", path.replace("/a/art_0", "/a/art_1"))[0] == 403
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "part"),
+    [
+        ("bytes=0-0", 206, slice(0, 1)),
+        ("bytes=-5", 206, slice(-5, None)),
+        ("bytes=10-", 206, slice(10, None)),
+        ("bytes=0-1,4-5", 200, slice(None)),
+        ("bytes=99999999-", 416, slice(0, 0)),
+    ],
+)
+def test_ranges(house, asked, status, part):
+    artifact = house.wait_for(house.submit("sim-image")["id"])["output"][0]
+    path = f"/v1/artifacts/{artifact['artifact_id']}/content"
+    whole = house.call("GET", path, raw=True)[1]
+    found = house.call("GET", path, headers={"range": asked}, raw=True)
+    assert found == (status, whole[part])
+    stale = house.call("GET", path, headers={"range": asked, "if-range": '"old"'}, raw=True)
+    assert stale == (200, whole)
+
+
+def test_lists_turn_pages_without_skipping_or_repeating(house):
+    made = [house.submit("sim-image")["id"] for _ in range(5)]
+    seen, cursor = [], ""
+    while True:
+        page = house.call("GET", f"/v1/jobs?limit=2{cursor}")[1]
+        seen += [each["id"] for each in page["data"]]
+        if not page["has_more"]:
+            break
+        cursor = f"&cursor={page['next_cursor']}"
+    assert seen == made[::-1]
+    assert code(house.call("GET", "/v1/jobs?cursor=bm9uZQ")) == (400, "invalid_param")
+
+
+def test_events_are_numbered_and_the_same_for_everybody(house):
+    job = house.wait_for(house.submit("sim-image")["id"])
+    events = house.call("GET", f"/v1/jobs/{job['id']}/events")[1]
+    assert [each["seq"] for each in events["data"]] == list(range(1, job["version"] + 1))
+    states = [each["data"]["state"] for each in events["data"] if each["type"] == "state"]
+    assert states == ["queued", "running", "completed"]
+    rest = house.call("GET", f"/v1/jobs/{job['id']}/events?after=1")[1]
+    assert rest["data"] == events["data"][1:]
+    tried = house.call("GET", f"/v1/jobs/{job['id']}/attempts")[1]["data"]
+    assert [(each["no"], each["state"]) for each in tried] == [(1, "done")]
+
+
+def test_an_unchanged_job_is_not_sent_again(house):
+    job = house.wait_for(house.submit("sim-image")["id"])
+    path = f"/v1/jobs/{job['id']}"
+    assert house.call("GET", path, headers={"if-none-match": f'"{job["version"]}"'})[0] == 304
+
+
+def test_a_redrive_is_a_new_job_and_an_estimate_is_none(house):
+    job = house.wait_for(house.submit("sim-image")["id"])
+    status, again = house.call("POST", f"/v1/jobs/{job['id']}/redrive")
+    assert (status, again["retry_of"]) == (202, job["id"])
+    assert house.wait_for(again["id"])["state"] == "completed"
+    before = len(house.jobs())
+    body = {"model": "sim-video", "input": {"prompt": "a", "duration_seconds": 3}}
+    offer = house.call("POST", "/v1/jobs/estimate", body)[1]
+    assert offer["cost"]["estimated_nano"] == 31_000_000
+    assert offer["units"] == {"calls": 1, "seconds": 3}
+    assert len(house.jobs()) == before
+
+
+def test_a_job_that_is_too_old_is_free(house):
+    body = {
+        "model": "sim-video",
+        "input": {"prompt": "a sim:run-ms 60000", "duration_seconds": 1},
+        "deadline_seconds": 2,
+    }
+    made = house.call("POST", "/v1/jobs", body)[1]
+    job = house.wait_for(made["id"])
+    assert (job["state"], job["error"]["code"]) == ("failed", "deadline_exceeded")
+    house.check()
