@@ -53,6 +53,7 @@ class IncarnationFiles:
     def __init__(self, folder: Path, incarnation: str) -> None:
         self.folder = folder
         self.incarnation = incarnation
+        self._begin = (0, 0)  # rows above this seq are in files from this number on
 
     def numbers(self) -> list[int]:
         """The numbers of the files that are there, in order."""
@@ -76,7 +77,10 @@ class IncarnationFiles:
         once their bodies pass `max_bytes`. Raises `OutboxCorrupt`, `NotReadable`."""
         rows: list[Row] = []
         size = 0
+        seq, first = self._begin
         for number in self.numbers():
+            if number < first and after_seq >= seq:
+                continue  # read before; a file that has a successor with rows gets no more
             if len(rows) == limit or size >= max_bytes:
                 break
             with self._open(number) as connection:
@@ -88,6 +92,8 @@ class IncarnationFiles:
                     (after_seq, upto_seq, limit - len(rows)),
                 )
                 for values in cursor:
+                    if not rows:
+                        self._begin = (after_seq, number)
                     rows.append(_row(values))
                     size += len(values[6])
                     if size >= max_bytes:

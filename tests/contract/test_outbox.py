@@ -202,6 +202,32 @@ def test_a_worker_that_is_sealed_writes_no_more(tmp_path):
     assert [row.kind for row in rows_of(tmp_path)] == ["request", "usage"]
 
 
+def test_a_reader_opens_no_file_that_it_has_behind_it(tmp_path, monkeypatch):
+    outbox = make(tmp_path, rotate_bytes=150_000)
+    for n in range(800):
+        outbox.append(request(n))
+        outbox.sync()
+    files = IncarnationFiles(tmp_path, "edge-1")
+    assert len(files.numbers()) > 3
+    opened = []
+    really = IncarnationFiles._open
+    monkeypatch.setattr(
+        IncarnationFiles,
+        "_open",
+        lambda self, number: opened.append(number) or really(self, number),
+    )
+    after, seen, most = 0, [], 0
+    while rows := files.rows(after, 20, EVERYTHING, EVERYTHING):
+        seen += [row.seq for row in rows]
+        after = rows[-1].seq
+        most = max(most, len(opened))
+        opened.clear()
+    assert seen == list(range(1, 801))
+    assert most <= 3  # the end of one file, the next, and the spare
+    assert [row.seq for row in files.rows(0, 5, EVERYTHING, EVERYTHING)] == [1, 2, 3, 4, 5]
+    outbox.close()
+
+
 def test_seal_sees_open_work_in_all_files(tmp_path):
     outbox = make(tmp_path, rotate_bytes=150_000)
     outbox.append(request(0, lease="lease_a", lease_seq=1))
