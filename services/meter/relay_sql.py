@@ -20,7 +20,7 @@ from services.meter.relay_send import dead_row, send_all
 from services.meter.relay_store import RelayStore
 
 _REAP_S: Final = 1.0
-_SEEN_S: Final = 60.0
+_SEEN_S: Final = 30.0  # less than a look of `lost_hosts`: a host that slept is there in time
 _SEEN_PER_LOSS: Final = 10  # a host tells so often that it is there until it counts as gone
 _RETRY_S: Final = 1.0
 
