@@ -86,6 +86,7 @@ def receipt_of(event: Usage) -> dict[str, Any]:
         "priced_as": event.priced_as,
         "group": event.group,
         "multiplier_ppm": event.multiplier_ppm,
+        "tier": event.tier,
         "price_version": event.price_version,
         "usage": dict(event.usage),
         "estimated": event.estimated,
