@@ -4,6 +4,7 @@ import click
 
 from services.backends.admin_key import AdminKey
 from services.cli.context import Cli, Group
+from services.cli.demo import tell_admin_key
 
 
 @click.group(cls=Group)
@@ -23,5 +24,7 @@ def show(cli: Cli) -> None:
 @click.pass_obj
 def rotate(cli: Cli) -> None:
     """Makes another admin key; the old one is none from then on."""
-    secret = AdminKey(cli.config().data_dir).rotate()
+    config = cli.config()
+    secret = AdminKey(config.data_dir).rotate()
+    tell_admin_key(config, secret)
     cli.show({"admin_key": secret}, secret)

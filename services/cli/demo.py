@@ -64,6 +64,13 @@ def is_prepared(config: Config) -> bool:
     return isinstance(body, dict) and body.get("base_url") == base_url(config)
 
 
+def tell_admin_key(config: Config, secret: str) -> None:
+    """Puts a new admin key into `demo.json`, when there is one."""
+    path = under(config, FILE)
+    if path.exists():
+        _write_private(path, {**json.loads(path.read_text("utf-8")), "admin_key": secret})
+
+
 def base_url(config: Config) -> str:
     """Where a client on this machine reaches the edge."""
     return f"http://{host_in_url(config.edge.host)}:{config.edge.port}"

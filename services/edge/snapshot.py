@@ -83,6 +83,7 @@ class Snapshots:
         self._grace_s = grace_s
         self._confirmed_s = clock.monotonic_s()
         self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._readings = self._shown = 0  # numbers of the last reading begun and the one in use
         self._view = View(catalog.snapshot(clock.now_us()), trusted_proxies)
 
     def view(self) -> View:
@@ -114,7 +115,14 @@ class Snapshots:
         self._confirmed_s = started_s
 
     def _reload(self) -> None:
+        """Of two readings at once the one that began later counts: a key that this worker said to
+        refuse must not come back with the earlier one."""
+        self._readings += 1
+        reading = self._readings
         found = self._threads.apply(self._catalog.snapshot, (self._clock.now_us(),))
+        if reading < self._shown:
+            return
+        self._shown = reading
         self._view = View(found, self._trusted_proxies)
         self._unknown.clear()
 

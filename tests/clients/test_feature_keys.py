@@ -189,6 +189,23 @@ def test_rotation_kills_the_old_secret_at_once(stack, owner):
     assert again.status == 403  # a key with a limit of its own does not manage itself
 
 
+def test_keys_are_managed_on_every_foundation(each_stack):
+    owner = each_stack.new_key()
+    made = create(each_stack, owner, quota=5, rate_limit_5h=1, custom_key=f"own.{time.time_ns()}")
+    assert statuses(each_stack, made["key"]) == {200}
+    one = api(each_stack, "GET", f"/keys/{made['id']}", owner).json()
+    assert (one["quota_used"], one["rate_limit_5h_used"]) == (0, 0)
+    assert api(each_stack, "PUT", f"/keys/{made['id']}", owner, {"quota": 7}).json()["quota"] == 7
+    rotated = api(each_stack, "POST", f"/keys/{made['id']}/rotate", owner).json()
+    assert statuses(each_stack, made["key"]) == {401}
+    assert statuses(each_stack, rotated["key"]) == {200}
+    child = create(each_stack, rotated["key"], parent_id=made["id"])
+    assert api(each_stack, "DELETE", f"/keys/{made['id']}", owner).status == 204
+    assert statuses(each_stack, child["key"]) == {401}
+    body = {"name": "again", "custom_key": made["key"], "group": "none"}
+    assert refused(api(each_stack, "POST", "/keys", owner, body))[0] == 404
+
+
 def test_a_chosen_secret_is_taken_once(stack, owner):
     chosen = f"my-own-secret.{time.time_ns()}"
     assert create(stack, owner, custom_key=chosen)["key"] == chosen

@@ -1,5 +1,7 @@
 """The commands for keys, orgs, members and wallets on a data folder where nothing runs."""
 
+import json
+
 import pytest
 
 from tests.contract.test_cli import Installation
@@ -192,6 +194,8 @@ def test_money_comes_with_a_bonus_and_goes_with_a_note(here):
 def test_the_admin_key_is_shown_and_rotated(here):
     first = here.json("admin", "show")["admin_key"]
     assert here.text("admin", "show").strip() == first
+    here.json("demo")
     second = here.json("admin", "rotate")["admin_key"]
+    assert json.loads((here.folder / "demo.json").read_text())["admin_key"] == second
     assert second != first
     assert here.json("admin", "show")["admin_key"] == second
