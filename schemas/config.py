@@ -105,6 +105,7 @@ class Batch(Section, kw_only=True):
     gone_s: Seconds = 60.0  # an upstream that denies a job so long, three times, has lost it
     watch_s: Annotated[int, msgspec.Meta(ge=0)] = 3_600  # late results are looked for so long
     admission_wait_s: Seconds = 2.0
+    callback_networks: list[str] = []  # closed networks whose receivers may be called
     idempotency_s: Annotated[int, msgspec.Meta(ge=3600)] = 7 * 86_400
 
 

@@ -6,15 +6,19 @@ import falcon
 
 from schemas.errors import Code
 from services.backends.objects.port import StoreUnavailable
+from services.backends.sql.deliveries import Deliveries
 from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.telemetry import get_logger
+from services.batch.callbacks import CallbackSecrets
 from services.batch.changes import ChangeFeed
-from services.batch.resources import artifacts, internal, jobs, tasks
+from services.batch.resources import artifacts, callbacks, internal, jobs, tasks
 from services.batch.resources.base import Service, refuse
 from services.core.errors import Refusal
 
 
-def create_app(service: Service, feed: ChangeFeed) -> falcon.App:
+def create_app(
+    service: Service, feed: ChangeFeed, deliveries: Deliveries, secrets: CallbackSecrets
+) -> falcon.App:
     """The WSGI application."""
     app = falcon.App()
     app.req_options.strip_url_path_trailing_slash = True
@@ -32,6 +36,11 @@ def create_app(service: Service, feed: ChangeFeed) -> falcon.App:
     app.add_route("/v1/jobs/{job_id}/events", jobs.JobEventsResource(service))
     app.add_route("/v1/jobs/{job_id}/attempts", jobs.JobAttemptsResource(service))
     app.add_route("/v1/jobs/{job_id}/redrive", jobs.JobRedriveResource(service))
+    sent = callbacks.DeliveriesResource(service, deliveries)
+    app.add_route("/v1/jobs/{job_id}/deliveries", sent)
+    app.add_route("/v1/webhooks/secret", callbacks.SecretResource(service, secrets))
+    again = callbacks.RedeliverResource(service, deliveries)
+    app.add_route("/v1/webhooks/deliveries/{delivery_id}/redeliver", again)
     artifact = artifacts.ArtifactResource(service)
     app.add_route("/v1/artifacts/{artifact_id}", artifact)
     app.add_route("/v1/artifacts/{artifact_id}/url", artifact, suffix="url")

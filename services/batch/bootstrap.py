@@ -16,6 +16,7 @@ from services.backends.settings import under
 from services.backends.sql import revision
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog
+from services.backends.sql.deliveries import Deliveries
 from services.backends.sql.engine import open_engine
 from services.backends.sql.housekeeping import Housekeeping
 from services.backends.sql.job_claims import JobClaims
@@ -23,6 +24,7 @@ from services.backends.sql.job_ends import JobEnds
 from services.backends.sql.jobs import INCARNATION, Jobs
 from services.backends.sql.uploads import Uploads
 from services.batch.app import create_app
+from services.batch.callbacks import Callbacks, CallbackSecrets
 from services.batch.changes import ChangeFeed
 from services.batch.engine import JobEngine
 from services.batch.links import LinkSigner
@@ -86,8 +88,11 @@ class Batch:
         feed = ChangeFeed(parts.jobs)
         signer = LinkSigner(secret, clock, config.artifacts.url_lifetime_s)
         service = Service(parts, engine, signer, secret)
+        deliveries, secrets = Deliveries(self._engine), CallbackSecrets(secret)
+        receivers = Fetcher(Guard(config.batch.callback_networks))
+        callbacks = Callbacks(parts, deliveries, receivers, signer, secrets)
         server = PrivateServer(
-            create_app(service, feed),
+            create_app(service, feed, deliveries, secrets),
             under(config, config.batch.socket),
             config.batch.listen,
             threads=config.batch.http_threads,
@@ -97,6 +102,7 @@ class Batch:
             "jobs": engine.run,
             "claims": engine.beat,
             "changes": feed.run,
+            "callbacks": callbacks.run,
             "sweeps": Sweeps(parts, Housekeeping(self._engine)).run,
             "http": server.run,
         }

@@ -1,10 +1,15 @@
 """The batch service's routes as the edge calls them: both views, names, cancels, artifacts."""
 
+import json
 import os
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from services.backends.sql import migrate
+from services.core import webhooks
 from tests.parts.batch_house import BatchHouse
 from tests.parts.postgres import POSTGRES, SQLITE, drop_database, postgres_url
 from tests.parts.sim import Sim
@@ -26,7 +31,7 @@ def running(request, tmp_path_factory, media_sim):
     folder = tmp_path_factory.mktemp("house")
     url = f"sqlite:///{folder / 'tollgate.db'}" if request.param == "sqlite" else postgres_url()
     migrate.upgrade(url)
-    made = BatchHouse(folder / "data", url, media_sim.base_url)
+    made = BatchHouse(folder / "data", url, media_sim.base_url, callback_networks="127.0.0.0/8")
     made.start()
     yield made
     made.close()
@@ -280,3 +285,51 @@ def test_a_job_that_is_too_old_is_free(house):
     job = house.wait_for(made["id"])
     assert (job["state"], job["error"]["code"]) == ("failed", "deadline_exceeded")
     house.check()
+
+
+class Receiver(BaseHTTPRequestHandler):
+    """Answers what the test says, then 200."""
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["content-length"]))
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.server.got.append((headers, body))
+        self.send_response(self.server.answers.pop(0) if self.server.answers else 200)
+        self.end_headers()
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_callback_is_signed_and_sent_again_until_it_is_taken(house):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
+    server.got, server.answers = [], [500]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/hook"
+    made = submit_task(house, params={"prompt": "a fox"}, callback_url=url)[1]
+    job_id = made["task_id"].replace("task_", "job_")
+    secret = house.call("GET", "/v1/webhooks/secret")[1]["secret"]
+    house.until(lambda: len(server.got) == 2, "the second try")
+    server.shutdown()
+    (first, body), (second, same) = server.got
+    assert body == same
+    assert first["webhook-id"] == second["webhook-id"]
+    assert webhooks.verify(secret, second, body, int(time.time()))
+    assert second["x-tollgate-signature"] == webhooks.body_signature(secret, body)
+    assert json.loads(body)["status"] == "completed"
+    house.until(
+        lambda: house.call("GET", f"/v1/jobs/{job_id}/deliveries")[1]["data"][0]["delivered_at"],
+        "the log",
+    )
+    sent = house.call("GET", f"/v1/jobs/{job_id}/deliveries")[1]["data"]
+    assert [(each["attempts"], each["response_status"]) for each in sent] == [(2, 200)]
+
+
+def test_a_callback_into_a_closed_network_is_never_sent(house):
+    url = "http://169.254.169.254/latest/meta-data"
+    made = submit_task(house, params={"prompt": "a fox"}, callback_url=url)[1]
+    job_id = made["task_id"].replace("task_", "job_")
+    path = f"/v1/jobs/{job_id}/deliveries"
+    house.until(lambda: [d for d in house.call("GET", path)[1]["data"] if d["attempts"]], "a try")
+    sent = house.call("GET", path)[1]["data"][0]
+    assert (sent["response_status"], sent["next_attempt_at"]) == (0, None)

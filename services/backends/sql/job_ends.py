@@ -14,6 +14,7 @@ from schemas import events
 from schemas.errors import Outcome
 from services.backends.lifecycle import crash_point
 from services.backends.sql import outbox
+from services.backends.sql.deliveries import plan
 from services.backends.sql.engine import database_now_us, write
 from services.backends.sql.job_records import Attempt, Job, NewArtifact
 from services.backends.sql.job_rows import attempts_of, fenced, note, write_attempt
@@ -120,6 +121,7 @@ def _complete(
     )
     _close_lease(connection, held, now)
     note(connection, held.id, version, "state", {"state": "completed"}, now)
+    plan(connection, held, "job.completed", now)
 
 
 def end_free(connection: Connection, held: Job, end: Free) -> None:
@@ -163,6 +165,7 @@ def end_free(connection: Connection, held: Job, end: Free) -> None:
     _close_lease(connection, held, now)
     data = {"state": state_of(end.phase).value, "error": end.fault.value}
     note(connection, held.id, version, "state", data, now)
+    plan(connection, held, f"job.{state_of(end.phase).value}", now)
 
 
 def add_artifacts(

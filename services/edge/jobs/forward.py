@@ -13,6 +13,7 @@ from services.core.errors import Refusal
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.body import read_body
 from services.edge.jobs.feed import JobFeed
+from services.edge.rates import RETURN_WAIT_S
 from services.edge.worker import Worker
 
 BODY_MAX: Final = 1024 * 1024
@@ -104,7 +105,7 @@ class JobRoute(Authenticated):
             try:
                 self._send(req, resp, caller, body)
             finally:
-                permit.end()
+                permit.end(wait_s=RETURN_WAIT_S)
 
         self._serve(req, resp, answer)
 
