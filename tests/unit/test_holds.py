@@ -15,7 +15,11 @@ from services.core.prices import PriceBook
 from services.core.rating import Unpriced, rate
 
 MODELS = {name: m for name, m in price_files.load().items() if "output" in m.classes}
-OVERRIDES = {"dear": {name: {"input": 10**11, "output": 10**11} for name in MODELS}}
+OVERRIDES = {
+    "dear": {
+        name: {"input": 10**11, "output": 10**11, "flex+long:output": 10**12} for name in MODELS
+    }
+}
 
 
 def book(multiplier=1_000_000):
@@ -49,10 +53,12 @@ def split(draw, total, names):
     n=st.integers(1, 8),
     multiplier=st.integers(0, 10**7),
     channels=st.lists(st.sampled_from(["plain", "dear"]), min_size=1, unique=True),
+    tier=st.sampled_from(["", "flex", "priority", "unheard-of"]),
 )
 def test_no_usage_within_the_token_bounds_is_rated_above_the_bound(
-    data, name, shape, cap, n, multiplier, channels
+    data, name, shape, cap, n, multiplier, channels, tier
 ):
+    """In the tier asked for or the standard one, and also where the input is a long one."""
     model = MODELS[name]
     priced = book(multiplier)
     bound = hold_bound(
@@ -63,6 +69,7 @@ def test_no_usage_within_the_token_bounds_is_rated_above_the_bound(
         shape=shape,
         max_output_tokens=cap,
         n=n,
+        tier=tier,
     )
     classes = ["input", "cache_read", "cache_write_5m"]
     if shape.cache_write_1h:
@@ -73,7 +80,8 @@ def test_no_usage_within_the_token_bounds_is_rated_above_the_bound(
     if shape.server_tools and "web_search" in model.classes:
         usage["web_search"] = data.draw(st.integers(0, SERVER_TOOL_CALLS))
     channel = data.draw(st.sampled_from(channels))
-    rated = rate(priced, channel=channel, priced_as=name, group="default", usage=usage)
+    told = data.draw(st.sampled_from(["", tier]))
+    rated = rate(priced, channel=channel, priced_as=name, group="default", usage=usage, tier=told)
     assert rated.cost_nano <= bound.whole_nano
     assert bound.whole_nano == bound.input_nano + bound.output_nano
 
