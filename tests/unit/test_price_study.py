@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from schemas.errors import Code, Outcome, Stage
 from schemas.events import Error, Usage
 from services.core.price_study import Margins, PriceStudy, below_cost
-from services.core.prices import ModelPrice, Overrides, PriceBook
+from services.core.prices import ChannelPrice, ModelPrice, Overrides, PriceBook
 from services.core.rating import rate
 
 
@@ -97,3 +97,29 @@ def test_prices_below_cost():
         ("cheap", "b", "", "input"),
     }
     assert all(each.customer_nano < each.provider_nano for each in found)
+
+
+def test_other_prices_are_tried_in_the_tier_and_on_the_channel_of_each_answer():
+    tiered = _model("a", input=1_000_000_000, output=5_000_000_000)
+    tiered.classes["flex:input"] = 500_000_000
+    other = Overrides(
+        models={"a": tiered},
+        channels={"special": {"a": ChannelPrice(classes={"flex:input": 100_000_000})}},
+    )
+    study = PriceStudy(other)
+    for channel in ("main", "special"):
+        event = _usage(channel=channel, input=1000)
+        event.tier = "flex"
+        study.add(event, BOOK)
+    assert study.models["a"].then_nano == 500_000 + 100_000
+
+
+def test_a_tier_that_only_the_provider_prices_is_below_cost():
+    book = PriceBook(
+        models={"a": _model("a", output=5, input=1)},
+        multipliers_ppm={"default": 1_000_000},
+        channel_costs={"one": {"a": {"priority:output": 9, "input": 1}}},
+    )
+    (found,) = below_cost(book)
+    assert (found.channel, found.usage_class) == ("one", "priority:output")
+    assert (found.customer_nano, found.provider_nano) == (5, 9)
