@@ -1,4 +1,5 @@
-"""Compares outbox, bus, ledger and ClickHouse up to a watermark, event by event.
+"""Compares outbox, bus, ledger and ClickHouse up to a watermark: by worker, by range of offsets, by
+account and hour, and down to the event.
 
 The watermark is what the outboxes and the log held at the start; relay and sinks get some time to
 pass it. Reads only, beside everything that runs, in memory that does not grow with the log.
@@ -19,6 +20,7 @@ from services.backends.sql.ledger import LedgerStore
 from services.backends.sql.plans import Plans
 from services.meter.bootstrap import open_bus, open_database
 from services.meter.reconcile_analytics import AnalyticsPass, Ask
+from services.meter.reconcile_hours import HoursPass
 from services.meter.reconcile_log import LogPass
 from services.meter.reconcile_report import NOT_CAUGHT_UP, Report
 from services.meter.reconcile_wait import NotCaughtUp, RelayState, Waiter, Watermark, relay_state
@@ -86,9 +88,12 @@ class _Run:
         self._relay = relay
         self._log = LogPass(bus, TOPIC, audit, self.report)
         self._analytics = AnalyticsPass(ask, TOPIC, self.report)
+        hours = HoursPass(audit, ask, TOPIC, self.report)
         for partition, (first, end) in sorted(mark.bus.items()):
             for original in self._log.run(partition, first, end):
                 self._analytics.expect(original)
+                hours.expect(original)
+            hours.compare(partition, first, end)
             self._analytics.compare(partition, first, end, self._log.originals)
         self._check_strays()
         self._check_sequences()

@@ -48,6 +48,8 @@ class Report(msgspec.Struct):
     lagging: list[str] = []
     differences: list[Difference] = []
     more_differences: int = 0
+    hour_differences: list[str] = []
+    account_hours: int = 0
     log: Totals = msgspec.field(default_factory=Totals)
     ledger: Totals = msgspec.field(default_factory=Totals)
     clickhouse: Totals = msgspec.field(default_factory=Totals)
@@ -67,6 +69,12 @@ class Report(msgspec.Struct):
             self.differences.append(Difference(pair, subject, detail))
         else:
             self.more_differences += 1
+
+    def differ_hour(self, detail: str) -> None:
+        """Notes an account and hour whose sums differ; the first 200 are kept."""
+        self.exit_code = DIFFERENT
+        if len(self.hour_differences) < _KEPT:
+            self.hour_differences.append(detail)
 
     def text(self) -> str:
         """A short table and the verdict."""
@@ -92,16 +100,19 @@ class Report(msgspec.Struct):
             cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:], strict=True)]
             lines.append("  ".join([name.ljust(widths[0]), *cells]))
         lines.append(
-            f"{self.events:,} events of {self.incarnations:,} workers, {self.repeated:,} repeated "
+            f"{self.events:,} events of {self.incarnations:,} workers in {self.account_hours:,} "
+            f"account-hours, {self.repeated:,} repeated "
             f"in the log, {self.dead:,} dead, {self.in_flight:,} requests in flight, trial balance "
             f"{self.trial_balance_nano}"
         )
         return "\n".join(lines + self.notes + self._verdict())
 
     def _verdict(self) -> list[str]:
-        if not self.differences:
+        if self.exit_code == EQUAL:
             return ["equal"]
-        lines = [f"different: {len(self.differences) + self.more_differences}"]
+        lines = [f"account-hours that differ: {len(self.hour_differences)}"]
+        lines += [f"  {each}" for each in self.hour_differences]
+        lines += [f"different: {len(self.differences) + self.more_differences}"]
         lines += [f"  {d.pair}  {d.subject}  {d.detail}" for d in self.differences]
         if self.more_differences:
             lines.append(f"  ... and {self.more_differences} more")

@@ -239,6 +239,27 @@ def test_a_settlement_charges_something_else(plant):
     assert "charged_nano" in named[0]
 
 
+def test_the_account_and_hour_of_a_difference_are_told(plant):
+    """In which hour of whom ledger and ClickHouse tell other sums than the log."""
+    leases = _story(plant)
+    plant.catch_up()
+    clean = plant.reconcile()
+    assert clean.hour_differences == []
+    assert clean.account_hours >= len(leases)
+    rows = {row.account_id: row for row in plant.books.rows(settlement) if row.charged_nano}
+    first, second = sorted(rows)[:2]
+    less = {"charged_nano": settlement.c.charged_nano - 1}
+    of_event = settlement.c.event_id == rows[first].event_id
+    plant.sql(update(settlement).where(of_event).values(less))
+    plant.clickhouse(f"DELETE FROM requests WHERE event_id = '{rows[second].event_id}'")
+    report = plant.reconcile()
+    assert report.exit_code == 1
+    assert [text.split()[0] for text in report.hour_differences] == [first, second]
+    assert ": ledger " in report.hour_differences[0]
+    assert ": ClickHouse " in report.hour_differences[1]
+    assert report.hour_differences[0] in report.text()
+
+
 def test_a_posting_too_many(plant):
     _story(plant)
     plant.catch_up()

@@ -5,12 +5,14 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from sqlalchemy import (
+    BigInteger,
     Connection,
     Engine,
     Select,
     Text,
     and_,
     func,
+    literal_column,
     select,
 )
 
@@ -29,6 +31,7 @@ from services.backends.sql.tables import (
 from services.backends.sql.window_checks import window_findings
 from services.core.ledger import Posting
 
+_HOUR_US: Final = 3_600_000_000
 _NAMED: Final = 100  # findings of one kind that are listed
 
 
@@ -141,6 +144,28 @@ class BooksAudit:
             return Totals(count, *(int(value) for value in connection.execute(sums).one()))
 
         return read(self._engine, fn)
+
+    def account_hours(
+        self, topic: str, partition: int, first: int, end: int
+    ) -> list[tuple[str, int, int, int, int, int]]:
+        """Account id, hour since the epoch, requests, charged, written off and provider's cost of
+        the settlements whose terminals lie in that range, by the hour of the terminal."""
+        hour = settlement.c.occurred_at // literal_column(str(_HOUR_US), BigInteger())
+        query = (
+            select(
+                settlement.c.account_id,
+                hour,
+                func.count(),
+                func.sum(settlement.c.charged_nano),
+                func.sum(settlement.c.cost_nano - settlement.c.charged_nano),
+                func.sum(settlement.c.provider_cost_nano),
+            )
+            .join(applied, applied.c.event_id == settlement.c.event_id)
+            .where(_within(topic, partition, first, end))
+            .group_by(settlement.c.account_id, hour)
+        )
+        rows = read(self._engine, lambda connection: connection.execute(query).all())
+        return [(row[0], *(int(value) for value in row[1:])) for row in rows]
 
     def taken_between(self, topic: str, partition: int, first: int, end: int) -> dict[str, int]:
         """event_id -> offset of everything taken from that range. Reads the whole table."""
