@@ -239,6 +239,73 @@ def test_how_far_an_events_time_may_be_off_is_a_setting(books, ahead_s):
     assert reader.read([message])[0].poison is None
 
 
+HOUR_US = 3_600 * 10**6
+
+
+def _wrong(lease, reason):
+    """A usage that is set aside for `reason`, and why its replay is refused, if it is."""
+    usage = lease.usage(uuid7_text())
+    if reason == "price_mismatch":
+        usage.provider_cost_nano += 1
+        return usage, "price_mismatch"
+    if reason == "out_of_range":
+        usage.provider_cost_nano = 10**17
+        return usage, "out_of_range"
+    if reason == "lease_overdrawn":
+        usage = lease.usage(usage.request_id, output=1_000_000)
+        lease.events -= 1
+        return usage, "lease_overdrawn"
+    if reason == "unknown_account":
+        usage.account_id = "acct_nobody"
+        return usage, "unknown_account"
+    if reason == "unknown_price_version":
+        usage.price_version = "pv_0"
+        return usage, "unknown_price_version"
+    usage.occurred_at += {"future_clock": HOUR_US, "too_old": -500 * 24 * HOUR_US}[reason]
+    return usage, "future_clock: still" if reason == "future_clock" else None
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "price_mismatch",
+        "out_of_range",
+        "lease_overdrawn",
+        "unknown_account",
+        "unknown_price_version",
+        "future_clock",
+        "too_old",
+    ],
+)
+@pytest.mark.parametrize("end", ["replay", "dismiss"])
+def test_every_reason_is_listed_and_comes_to_an_end(books, reason, end):
+    account_id = books.account(10)
+    lease = books.lease(account_id, 2 * USD)
+    usage, why = _wrong(lease, reason)
+    _feed(books, books.sql_records() + records([usage, *lease.pair(), lease.close()]))
+    (row,) = DeadEvents(books.engine).listed(state="dead")
+    assert (row.reason, row.event_id, row.held_nano) == (reason, usage.event_id, USD // 10)
+    assert books.limits()["wallet", account_id] == (10 * USD, 4_500_000, 2 * USD - 4_500_000)
+    if end == "replay" and why is not None:
+        with pytest.raises(StillDead, match=why):
+            _repair(books).replay(row.id)
+        if reason == "future_clock":  # the operator trusts that clock, or waits
+            reader = books.reader()
+            reader.times = TimeLimits(future_max_us=2 * HOUR_US)
+            repair = DeadRepair(books.engine, lambda: reader)
+            assert repair.replay(row.id)
+            why = None
+    elif end == "replay":
+        assert _repair(books).replay(row.id)
+    if end == "dismiss" or why is not None:
+        assert _repair(books).dismiss(row.id, note="given up")
+    charged_nano = 4_500_000 * (2 if end == "replay" and why is None else 1)
+    assert books.wallet(account_id) == 10 * USD - charged_nano
+    assert books.limits()["wallet", account_id] == (10 * USD, charged_nano, 0)
+    assert books.leases()[lease.lease_id][3] == "closed"
+    books.check()
+
+
 def test_numbers_that_do_not_exist(books):
     with pytest.raises(NoSuchDeadEvent):
         _repair(books).replay(1)
