@@ -54,6 +54,7 @@ class Code(StrEnum):
     QUEUE_FULL = "queue_full"
     MAX_COST_EXCEEDED = "max_cost_exceeded"
     ARTIFACT_EXPIRED = "artifact_expired"
+    CONTENT_POLICY_VIOLATION = "content_policy_violation"
     REQUEST_TOO_LARGE = "request_entity_too_large"
     UPGRADE_REQUIRED = "upgrade_required"
     RATE_LIMIT_EXCEEDED = "rate_limit_exceeded"
@@ -105,6 +106,7 @@ SHAPES: Final[dict[Code, Shape]] = {
     Code.QUEUE_FULL: Shape(429, "rate_limit_exceeded", "rate_limit_error"),
     Code.MAX_COST_EXCEEDED: Shape(402, *_MONEY),
     Code.ARTIFACT_EXPIRED: Shape(410, *_BAD),
+    Code.CONTENT_POLICY_VIOLATION: Shape(451, *_BAD),
     Code.REQUEST_TOO_LARGE: Shape(413, "invalid_request_error", "request_too_large"),
     Code.UPGRADE_REQUIRED: Shape(426, *_BAD),
     Code.RATE_LIMIT_EXCEEDED: Shape(429, "rate_limit_exceeded", "rate_limit_error"),

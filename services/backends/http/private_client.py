@@ -32,12 +32,16 @@ class Answer:
     """Status, headers (lower-case names) and the body, to be read once."""
 
     def __init__(
-        self, connection: http.client.HTTPConnection, reply: http.client.HTTPResponse
+        self,
+        connection: http.client.HTTPConnection,
+        reply: http.client.HTTPResponse,
+        method: str,
     ) -> None:
         self.status = reply.status
         self.headers = {name.lower(): value for name, value in reply.getheaders()}
         self._connection = connection
         self._reply = reply
+        self._bodyless = reply.status in (204, 304) or method == "HEAD"
 
     def body(self) -> bytes:
         """All of it, at most 64 MB. Raises ApiUnavailable."""
@@ -49,18 +53,29 @@ class Answer:
             self.close()
         if len(found) > _ANSWER_MAX:
             raise ApiUnavailable("the answer is larger than 64 MB")
+        if self._is_short(len(found)):
+            raise ApiUnavailable("the answer ended early")
         return found
 
     def pieces(self) -> Iterator[bytes]:
         """The body as it comes. Raises OSError when it ends early."""
+        size = 0
         try:
             while piece := self._reply.read(_PIECE):
+                size += len(piece)
                 yield piece
+            if self._is_short(size):
+                raise OSError("the answer ended early")
         finally:
             self.close()
 
     def close(self) -> None:
         self._connection.close()
+
+    def _is_short(self, size: int) -> bool:
+        # Reading in pieces, the library takes the end of the connection for the end of the body.
+        told = self.headers.get("content-length", "")
+        return told.isdecimal() and size < int(told) and not self._bodyless
 
 
 class PrivateClient:
@@ -103,7 +118,7 @@ class PrivateClient:
             connection.sock.settimeout(timeout_s)
             signed = {**headers, HEADER: sign(self._secret, caller)}
             connection.request(method, target, body, signed)
-            return Answer(connection, connection.getresponse())
+            return Answer(connection, connection.getresponse(), method)
         except (OSError, http.client.HTTPException) as ex:
             connection.close()
             raise ApiUnavailable(f"nobody answers at {self._url}: {ex}") from ex

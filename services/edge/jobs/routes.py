@@ -2,6 +2,7 @@
 
 import falcon
 
+from services.edge.jobs import sync
 from services.edge.jobs.forward import Forwarder, JobRoute, LinkRoute
 from services.edge.jobs.stream import JobEventsRoute, TaskStreamRoute
 from services.edge.worker import Worker
@@ -32,3 +33,10 @@ def add_job_routes(app: falcon.App, worker: Worker) -> None:
     app.add_route("/v1/artifacts/{artifact_id}/url", JobRoute(forwarder, "post"))
     app.add_route("/v1/artifacts/{artifact_id}/content", JobRoute(forwarder, "get", "head"))
     app.add_route("/a/{artifact_id}", LinkRoute(forwarder))
+    for path, kind, to_input, show in (
+        ("/v1/images/generations", "image", sync.image_input, sync.show_images),
+        ("/v1/audio/speech", "speech", sync.speech_input, sync.show_content),
+        ("/v1/embeddings", "embedding", sync.embedding_input, sync.show_content),
+        ("/v1/rerank", "rerank", sync.rerank_input, sync.show_content),
+    ):
+        app.add_route(path, sync.SyncRoute(forwarder, kind, to_input, show))

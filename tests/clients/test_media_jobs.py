@@ -1,0 +1,144 @@
+"""Media through the public door of a whole installation: SDK, streams, waiting, the bill."""
+
+import json
+import time
+import urllib.error
+import urllib.request
+
+import openai
+import pytest
+
+from tests.parts.stack import Stack
+
+PROVIDERS = {
+    "openai": ["sim-image", "sim-speech"],
+    "openai-videos": ["sim-video"],
+    "openai-embeddings": ["sim-embed"],
+    "rerank": ["sim-rerank"],
+}
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory):
+    """A stack with media channels; afterwards all that went through it must add up."""
+    stack = Stack(tmp_path_factory.mktemp("media"))
+    with stack.config_file.open("a") as file:
+        for provider, models in PROVIDERS.items():
+            file.write(
+                f'[[channels]]\nname = "m-{provider}"\nprovider = "{provider}"\n'
+                f'base_url = "{stack.sim.base_url}/v1"\ncredential = "env:SIM_KEY"\n'
+                f"models = {json.dumps(models)}\n"
+            )
+    try:
+        stack.start()
+        yield stack
+        told = stack.reconcile()
+        assert told.returncode == 0, told.stdout + told.stderr
+    finally:
+        code = stack.stop()
+    assert code == 0, stack.output.read_text()[-4000:]
+
+
+@pytest.fixture(scope="module")
+def sdk(media):
+    return openai.OpenAI(base_url=media.base_url + "/v1", api_key=media.key(), max_retries=0)
+
+
+def send(stack, method, path, body=None, **headers):
+    """Status, headers and body."""
+    asked = urllib.request.Request(
+        stack.base_url + path,
+        method=method,
+        data=None if body is None else json.dumps(body).encode(),
+        headers={"x-api-key": stack.key(), **headers},
+    )
+    try:
+        with urllib.request.urlopen(asked, timeout=60) as reply:
+            return reply.status, dict(reply.headers.items()), reply.read()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers.items()), error.read()
+
+
+def frames(stack, path, **headers):
+    """(id, event, data) of a stream up to its end."""
+    told = send(stack, "GET", path, accept="text/event-stream", **headers)[2].decode()
+    found = []
+    for frame in told.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in frame.splitlines() if line[:1] != ":")
+        if "event" in fields:
+            found.append((fields.get("id"), fields["event"], json.loads(fields["data"])))
+    return found
+
+
+@pytest.mark.part("openai-sdk")
+def test_the_sdk_makes_images_and_speech_and_vectors(media, sdk):
+    made = sdk.images.generate(model="sim-image", prompt="a fox", n=2)
+    assert len(made.data) == 2
+    with urllib.request.urlopen(made.data[0].url, timeout=20) as reply:
+        assert reply.read(8) == b"\x89PNG\r\n\x1a\n"
+        assert reply.headers["content-type"] == "image/png"
+    inline = sdk.images.generate(model="sim-image", prompt="a hare", response_format="b64_json")
+    assert inline.data[0].b64_json.startswith("iVBOR")
+    speech = sdk.audio.speech.create(
+        model="sim-speech", input="hello", voice="alloy", response_format="wav"
+    )
+    assert speech.content[:4] == b"RIFF"
+    vectors = sdk.embeddings.create(model="sim-embed", input=["one", "two"])
+    assert len(vectors.data) == 2
+    with pytest.raises(openai.APIStatusError) as caught:
+        sdk.images.generate(model="sim-image", prompt="a fox sim:fault create-moderated")
+    assert caught.value.status_code == 451
+
+
+def test_one_call_waits_for_the_result_and_the_bill_has_it(media):
+    body = {"model": "sim-video", "input": {"prompt": "a fox", "duration_seconds": 1}}
+    status, _, told = send(media, "POST", "/v1/jobs", body, prefer="wait=50")
+    job = json.loads(told)
+    assert (status, job["state"]) == (202, "completed")
+    row = media.wait_for_row(job["request_id"], media.key())
+    assert row["cost_nano"] == job["cost"]["charged_nano"] == 11_000_000
+    assert row["units"] == {"seconds": 1, "calls": 1}
+
+
+def test_a_task_is_streamed_to_its_end(media):
+    body = {"model": "sim-video", "params": {"prompt": "a fox", "duration_seconds": 1}}
+    status, headers, told = send(media, "POST", "/v1/tasks/submit", body)
+    task = json.loads(told)
+    assert (status, task["status"]) == (200, "pending")
+    assert headers["x-quota-remaining-credits"]
+    found = frames(media, f"/v1/tasks/stream/{task['task_id']}")
+    assert [event for _, event, _ in found][-1] == "completed"
+    assert found[-1][2]["credits_used"] == 0.011
+
+
+def test_a_stream_is_taken_up_where_it_was_cut(media):
+    body = {"model": "sim-image", "input": {"prompt": "a fox"}}
+    job = json.loads(send(media, "POST", "/v1/jobs", body, prefer="wait=50")[2])
+    path = f"/v1/jobs/{job['id']}/events"
+    whole = frames(media, path)
+    numbered = [int(number) for number, _, _ in whole if number]
+    assert numbered == list(range(1, job["version"] + 1))
+    assert whole[0][1] == "snapshot"
+    assert whole[-1][1] == "done"
+    rest = frames(media, path, **{"last-event-id": "2"})
+    assert [int(number) for number, _, _ in rest if number] == numbered[2:]
+
+
+def test_a_wait_ends_with_its_time(media):
+    body = {"model": "sim-video", "input": {"prompt": "a sim:run-ms 9000", "duration_seconds": 1}}
+    began_s = time.monotonic()
+    status, _, told = send(media, "POST", "/v1/jobs?wait=1", body)
+    job = json.loads(told)
+    assert (status, job["completed_at"]) == (202, None)
+    assert 0.9 < time.monotonic() - began_s < 20
+    assert send(media, "POST", f"/v1/jobs/{job['id']}/cancel")[0] in (200, 202)
+
+
+def test_refusals_have_openais_shape_whoever_calls(media):
+    for path, body, expected in (
+        ("/v1/tasks/submit", {"model": "claude-haiku-4-5", "params": {}}, "invalid_param"),
+        ("/v1/tasks/query", {}, "invalid_param"),
+        ("/v1/images/generations", {"model": "nothing", "prompt": "a"}, "model_not_found"),
+    ):
+        _, _, told = send(media, "POST", path, body, **{"anthropic-version": "2023-06-01"})
+        assert json.loads(told)["error"]["code"] == expected, told

@@ -1,0 +1,99 @@
+"""Media jobs under kill -9 at every named point, on both databases."""
+
+from collections import Counter
+
+import pytest
+
+from tests.parts.batch_house import BatchHouse
+from tests.parts.postgres import database_url  # noqa: F401
+from tests.parts.sim import Sim
+
+POINTS = (
+    "batch.attempt.committed",
+    "batch.create.answered",
+    "batch.create.persisted",
+    "batch.poll.answered",
+    "batch.fetching.committed",
+    "batch.artifact.received",
+    "batch.artifacts.kept",
+    "batch.complete.before_commit",
+    "batch.complete.after_commit",
+)
+
+
+@pytest.fixture(scope="module")
+def media_sim(tmp_path_factory):
+    log = tmp_path_factory.mktemp("sim") / "sim.log"
+    made = Sim(log, "--media-queue-ms", "10", "--media-run-ms", "200")
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def house(tmp_path, database_url, media_sim, monkeypatch):  # noqa: F811
+    monkeypatch.setenv("TOLLGATE_TEST_UPSTREAM", "upstream-secret")
+    made = BatchHouse(tmp_path / "data", database_url, media_sim.base_url)
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("model", ["veo-3.1", "sim-video", "sim-image"])
+def test_a_kill_at_any_point_loses_and_doubles_nothing(house, media_sim, model):
+    made = []
+    given = {} if model == "sim-image" else {"duration_seconds": 1}
+    for point in POINTS:
+        process = house.running()
+        armed = house.arm(point)
+        found = house.submit(model, external_id=point, **given)
+        made.append(found["id"])
+        if house.processes[-1] is not process:
+            continue  # it died before it could answer
+        house.until(
+            lambda process=process, found=found: (
+                process.poll() is not None or house.job(found["id"])["completed_at"]
+            ),
+            f"the death at {point}",
+        )
+        if armed.exists():  # this model never comes by there
+            armed.unlink()
+            process.kill()
+        process.wait()
+    house.running()
+    ended = {job_id: house.wait_for(job_id) for job_id in made}
+    house.check()
+    states = Counter(each["state"] for each in ended.values())
+    created = Counter(each["client_ref"] or each["prompt"] for each in media_sim.media_jobs())
+    if model == "veo-3.1":  # looked up by reference: nothing is lost, nothing is made twice
+        assert states == {"completed": len(POINTS)}, [e["error"] for e in ended.values()]
+        for job_id in made:
+            refs = [
+                row.client_ref
+                for row in house.attempts()
+                if row.job_id == job_id.removeprefix("job_")
+            ]
+            assert sorted(created[ref] for ref in refs) == [0] * (len(refs) - 1) + [1]
+    else:  # cannot be looked up: what may have been made is never made again
+        assert set(states) <= {"completed", "failed"}
+        assert states["failed"] <= 5
+        faults = {each["error"]["code"] for each in ended.values() if each["error"]}
+        assert faults <= {"upstream_unknown"}
+        assert all(row.no == 1 for row in house.attempts())
+
+
+@pytest.mark.slow
+def test_a_submission_cut_before_its_commit_leaves_nothing(house):
+    process = house.start()
+    house.arm("batch.submit.before_commit")
+    with pytest.raises(Exception, match="nobody answers"):
+        house.submit("sim-image")
+    process.wait(20)
+    assert house.jobs() == []
+    assert not [e for e in house.events() if type(e).__name__ == "Request"]
+    house.start()
+    first = house.submit("sim-image", external_id="once")
+    again = house.submit("sim-image", external_id="once")
+    assert first["id"] == again["id"]
+    assert house.wait_for(first["id"])["state"] == "completed"
+    house.check()
