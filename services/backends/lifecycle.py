@@ -106,7 +106,10 @@ def crash_point(name: str) -> None:
             order.unlink()  # one process succeeds in this
         except FileNotFoundError:
             return
-        os.kill(os.getpid(), signal.SIGSTOP if stops else signal.SIGKILL)
+        if not stops:
+            os.kill(os.getpid(), signal.SIGKILL)
+        # To this thread: another one might take it while this one goes on for a moment.
+        signal.pthread_kill(threading.get_ident(), signal.SIGSTOP)
 
 
 def _parse_crash(text: str) -> tuple[str, int]:
