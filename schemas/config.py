@@ -106,6 +106,7 @@ class Batch(Section, kw_only=True):
     watch_s: Annotated[int, msgspec.Meta(ge=0)] = 3_600  # late results are looked for so long
     admission_wait_s: Seconds = 2.0
     callback_networks: list[str] = []  # closed networks whose receivers may be called
+    fetch_networks: list[str] = []  # closed networks of which inputs and results may be fetched
     idempotency_s: Annotated[int, msgspec.Meta(ge=3600)] = 7 * 86_400
 
 

@@ -177,11 +177,16 @@ def _check(config: Config) -> None:
             raise ConfigError(f"{path}.models: a channel serves at least one model")
         if channel.credential and not channel.credential.startswith(("env:", "file:")):
             raise ConfigError(f"{path}.credential: write env:NAME or file:PATH, never the secret")
-    for at, text in enumerate(config.edge.trusted_proxies):
-        try:
-            networks([text])
-        except BadNetwork as ex:
-            raise ConfigError(f"edge.trusted_proxies[{at}]: {ex}") from ex
+    for path, texts in (
+        ("edge.trusted_proxies", config.edge.trusted_proxies),
+        ("batch.callback_networks", config.batch.callback_networks),
+        ("batch.fetch_networks", config.batch.fetch_networks),
+    ):
+        for at, text in enumerate(texts):
+            try:
+                networks([text])
+            except BadNetwork as ex:
+                raise ConfigError(f"{path}[{at}]: {ex}") from ex
     groups = [group.name for group in config.groups]
     for at, name in enumerate(groups):
         if name in groups[:at]:

@@ -79,7 +79,7 @@ class Batch:
             uploads=Uploads(self._engine),
             store=FolderStore(under(config, config.artifacts.path)),
             http=HttpClient(),
-            fetcher=Fetcher(Guard()),
+            fetcher=Fetcher(Guard(config.batch.fetch_networks)),
             providers=providers(config),
             cooldowns=Cooldowns(clock.monotonic_s),
         )

@@ -76,6 +76,12 @@ CHANNEL = '[[channels]]\nname = "c"\ndialect = "chat"\nbase_url = "http://h"\nmo
         (CHANNEL + 'credential = "sk-clear"', r"channels\[0\].credential: write env:NAME"),
         ('[[groups]]\nname = "g"\n[[groups]]\nname = "g"', r"groups\[1\].name: `g` is used twice"),
         ('[database]\nurl = "mysql://x"', "database.url: write sqlite"),
+        (
+            "[edge]\ntrusted_proxies = ['::1', 'x']",
+            r"edge.trusted_proxies\[1\]: 'x' is not an addr",
+        ),
+        ("[batch]\nfetch_networks = ['x']", r"batch.fetch_networks\[0\]: 'x' is not an addr"),
+        ("[batch]\ncallback_networks = ['x']", r"batch.callback_networks\[0\]: 'x' is not an addr"),
         ('[clickhouse]\ndsn = "x"', "clickhouse.dsn: write chdb"),
     ],
 )
