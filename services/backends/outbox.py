@@ -312,6 +312,7 @@ class Outbox:
                 source="edge",
             )
         )
+        crash_point("outbox.before_end")
         self._file.connection.execute("UPDATE meta SET finished = 1, ended = 1")
         self.sync()
         os.fsync(self._sync_fd)

@@ -34,9 +34,11 @@ class Lease(msgspec.Struct):
 
 class OpenWork(msgspec.Struct):
     """What the rows seen so far have begun and not ended: requests without a terminal (their
-    `request` bodies) and leases without `lease_closed`. `seq` is the last row seen."""
+    `request` bodies) and leases without `lease_closed`. `seq` is the last row seen; `over`: it was
+    the incarnation's own last word."""
 
     seq: int = 0
+    over: bool = False
     requests: dict[str, msgspec.Raw] = {}
     leases: dict[str, Lease] = {}
     closed: dict[str, None] = {}  # the latest leases that had their `lease_closed`
@@ -60,6 +62,7 @@ class OpenWork(msgspec.Struct):
         if row.seq <= self.seq:
             return
         self.seq = row.seq
+        self.over = row.kind == "incarnation_closed"
         if row.kind == "request" and row.intact:
             self.requests[row.request_id] = msgspec.Raw(row.body)
         elif row.kind in ("usage", "error"):

@@ -115,14 +115,15 @@ class Reaper:
                     events=lease.events,
                 )
             )
-        events.append(
-            IncarnationClosed(
-                event_id=f"{sealed.incarnation}:closed",
-                account_id=_NO_ACCOUNT,
-                occurred_at=now_us,
-                source=SOURCE,
+        if not sealed.work.over:  # else it died between its last word and the mark behind it
+            events.append(
+                IncarnationClosed(
+                    event_id=f"{sealed.incarnation}:closed",
+                    account_id=_NO_ACCOUNT,
+                    occurred_at=now_us,
+                    source=SOURCE,
+                )
             )
-        )
         sealed.append(events)
         metric("tollgate_reaped_total").inc(ended)
         self._log.warning(

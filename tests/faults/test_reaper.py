@@ -189,6 +189,16 @@ def test_a_clean_end_needs_no_reaper(folder, bus_config, engine, tmp_path):
     assert [e.source for e in events] == ["edge"] * 22
 
 
+def test_a_worker_killed_in_its_last_word_has_one(folder, bus_config, engine, tmp_path):
+    """Its `incarnation_closed` is written, but not the mark that nothing follows."""
+    process = worker(folder, "edge-1", 10, crash_at="outbox.before_end")
+    assert process.wait(30) == -signal.SIGKILL
+    drain(folder, bus_config, tmp_path)
+    events = events_on(bus_config)
+    check_whole(events, "edge-1")
+    assert [e.source for e in events if isinstance(e, IncarnationClosed)] == ["edge"]
+
+
 def test_what_removed_files_left_open_is_still_ended(folder, bus_config, engine, tmp_path):
     """The request is in a file that was shipped and removed long before its worker died."""
     code = """
