@@ -8,6 +8,7 @@ import urllib.request
 import openai
 import pytest
 
+from tests.parts.feature import wait_until
 from tests.parts.stack import Stack
 
 PROVIDERS = {
@@ -88,6 +89,23 @@ def test_the_sdk_makes_images_and_speech_and_vectors(media, sdk):
     with pytest.raises(openai.APIStatusError) as caught:
         sdk.images.generate(model="sim-image", prompt="a fox sim:fault create-moderated")
     assert caught.value.status_code == 451
+
+
+def test_documents_are_ranked_and_the_bill_has_it(media):
+    body = {"model": "sim-rerank", "query": "fox", "documents": ["a fox", "a hare", "a fox cub"]}
+    status, _, told = send(media, "POST", "/v1/rerank", body)
+    assert status == 200
+    assert {each["index"] for each in json.loads(told)["results"]} == {0, 1, 2}
+    wait_until(
+        lambda: (
+            [
+                row["cost_nano"]
+                for row in media.usage_rows(media.key())
+                if row["model"] == "sim-rerank"
+            ]
+            == [2_000_000]
+        )
+    )
 
 
 def test_one_call_waits_for_the_result_and_the_bill_has_it(media):

@@ -4,6 +4,7 @@ import json
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -108,6 +109,17 @@ def test_the_same_name_gives_the_same_task_and_another_request_a_conflict(house)
     body["input"]["prompt"] = "a hare"
     clash = house.call("POST", "/v1/jobs", body, headers=headers)
     assert code(clash) == (422, "idempotency_mismatch")
+
+
+def test_many_submissions_under_one_name_at_once_make_one_task(house):
+    body = {"model": "sim-image", "params": {"prompt": "a fox"}, "out_task_id": "once"}
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda _: house.call("POST", "/v1/tasks/submit", body), range(24)))
+    assert {status for status, _ in answers} == {200}
+    assert len({made["task_id"] for _, made in answers}) == 1
+    assert len(house.jobs()) == 1
+    house.wait_for(answers[0][1]["task_id"].replace("task_", "job_"))
+    house.check()
 
 
 @pytest.mark.parametrize(

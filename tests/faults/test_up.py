@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parent.parent.parent
-ROLES = ("edge", "books", "analytics", "sim")
+ROLES = ("edge", "books", "analytics", "batch", "sim")
 BODY = {
     "model": "claude-haiku-4-5",
     "max_tokens": 64,
