@@ -252,6 +252,12 @@ def test_deleting_a_key_ends_its_running_stream(stack, dialect):
         assert "revoked" in data
 
 
+@pytest.mark.parametrize("path", ["/keys/%00", "/keys?parent_id=%00", "/keys/a%00b/reveal"])
+def test_a_nul_is_part_of_no_name(stack, owner, path):
+    for key in (owner, admin_key(stack)):
+        assert refused(api(stack, "GET", path, key))[:2] == (400, "invalid_param")
+
+
 def test_the_list_is_paged_and_filtered(stack, owner):
     ids = [create(stack, owner, name=f"k{n}")["id"] for n in range(3)]
     first = api(stack, "GET", "/keys?page=1&page_size=2", owner).json()
