@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 from click.testing import CliRunner
@@ -46,7 +47,8 @@ def test_the_settings_are_understood(tmp_path):
     assert config.clickhouse.dsn.startswith("http://tollgate:change-me@clickhouse:8123")
     assert (config.edge.host, config.edge.port) == ("0.0.0.0", 8080)
     # Without channels of its own it reaches the provider of the `sim` service.
-    assert {channel.base_url for channel in channels(config)} == {"http://sim:9100"}
+    hosts = {urlsplit(channel.base_url).netloc for channel in channels(config)}
+    assert hosts == {"sim:9100"}
     assert ["--host", "0.0.0.0", "--port", "9100"] in [words(c)[2:] for c in commands()]
 
 
@@ -68,4 +70,4 @@ def test_every_part_runs_somewhere():
     told = [words(command) for command in commands()]
     roles = {role for line in told if "--roles" in line for role in line[-1].split(",")}
     assert roles == set(ROLES)
-    assert {line[3] for line in told if line[1] != "sim"} == {"migrate", "edge", "meter"}
+    assert {line[3] for line in told if line[1] != "sim"} == {"migrate", "edge", "meter", "batch"}

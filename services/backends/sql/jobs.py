@@ -104,7 +104,8 @@ class Jobs:
                 "job_id": new.id,
                 "created_at": now,
             }
-            if connection.execute(insert_new(connection, idempotency).values(row)).rowcount == 0:
+            new_name = insert_new(connection, idempotency).values(row)
+            if connection.execute(new_name.returning(idempotency.c.name)).first() is None:
                 raise _Raced
         made = _row(new, lease_id, now)
         connection.execute(insert(job).values(msgspec.to_builtins(made)))
