@@ -11,7 +11,7 @@ from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.telemetry import get_logger
 from services.batch.callbacks import CallbackSecrets
 from services.batch.changes import ChangeFeed
-from services.batch.resources import artifacts, callbacks, internal, jobs, tasks
+from services.batch.resources import artifacts, callbacks, files, internal, jobs, tasks
 from services.batch.resources.base import Service, refuse
 from services.core.errors import Refusal
 
@@ -41,6 +41,8 @@ def create_app(
     app.add_route("/v1/webhooks/secret", callbacks.SecretResource(service, secrets))
     again = callbacks.RedeliverResource(service, deliveries)
     app.add_route("/v1/webhooks/deliveries/{delivery_id}/redeliver", again)
+    app.add_route("/v1/files", files.FilesResource(service))
+    app.add_route("/v1/files/{file_id}", files.FileResource(service))
     artifact = artifacts.ArtifactResource(service)
     app.add_route("/v1/artifacts/{artifact_id}", artifact)
     app.add_route("/v1/artifacts/{artifact_id}/url", artifact, suffix="url")

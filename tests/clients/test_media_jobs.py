@@ -12,7 +12,7 @@ from tests.parts.feature import wait_until
 from tests.parts.stack import Stack
 
 PROVIDERS = {
-    "openai": ["sim-image", "sim-speech"],
+    "openai": ["sim-image", "sim-speech", "sim-transcribe"],
     "openai-videos": ["sim-video"],
     "openai-embeddings": ["sim-embed"],
     "rerank": ["sim-rerank"],
@@ -89,6 +89,27 @@ def test_the_sdk_makes_images_and_speech_and_vectors(media, sdk):
     with pytest.raises(openai.APIStatusError) as caught:
         sdk.images.generate(model="sim-image", prompt="a fox sim:fault create-moderated")
     assert caught.value.status_code == 451
+
+
+@pytest.mark.part("openai-sdk")
+def test_an_upload_is_the_input_of_a_transcription(media, sdk):
+    speech = sdk.audio.speech.create(
+        model="sim-speech", input="the fox says hello", voice="alloy", response_format="wav"
+    )
+    uploaded = sdk.files.create(file=("fox.wav", speech.content), purpose="user_data")
+    assert sdk.files.retrieve(uploaded.id).bytes == len(speech.content)
+    assert [each.id for each in sdk.files.list()] == [uploaded.id]
+    body = {"model": "sim-transcribe", "input": {"file": uploaded.id}}
+    job = json.loads(send(media, "POST", "/v1/jobs", body, prefer="wait=50")[2])
+    assert job["state"] == "completed", job["error"]
+    text = send(media, "GET", f"/v1/artifacts/{job['output'][0]['artifact_id']}/content")[2]
+    assert "the fox says hello" in text.decode()
+    assert job["cost"]["charged_nano"] > 0
+    assert sdk.files.delete(uploaded.id).deleted
+    with pytest.raises(openai.NotFoundError):
+        sdk.files.retrieve(uploaded.id)
+    with pytest.raises(openai.BadRequestError):
+        sdk.files.create(file=("fox.wav", b"<html>"), purpose="user_data")
 
 
 def test_documents_are_ranked_and_the_bill_has_it(media):

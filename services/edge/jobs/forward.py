@@ -83,9 +83,15 @@ class JobRoute(Authenticated):
     answer may be asked to wait for a change of the job."""
 
     def __init__(
-        self, forwarder: Forwarder, *methods: str, counted: bool = False, waits: bool = False
+        self,
+        forwarder: Forwarder,
+        *methods: str,
+        counted: bool = False,
+        waits: bool = False,
+        body_max: int = BODY_MAX,
     ) -> None:
         super().__init__(forwarder.worker)
+        self._body_max = body_max
         self._forwarder = forwarder
         self._counted = counted
         self._waits = waits
@@ -97,7 +103,7 @@ class JobRoute(Authenticated):
             body = b""
             if req.method == "POST":
                 edge = self._worker.config.edge
-                body = read_body(req.env, BODY_MAX, edge.body_timeout_s)
+                body = read_body(req.env, self._body_max, edge.body_timeout_s)
             if not self._counted or req.method != "POST":
                 self._send(req, resp, caller, body)
                 return

@@ -29,6 +29,9 @@ def add_job_routes(app: falcon.App, worker: Worker) -> None:
     app.add_route("/v1/webhooks/secret", JobRoute(forwarder, "get"))
     again = JobRoute(forwarder, "post")
     app.add_route("/v1/webhooks/deliveries/{delivery_id}/redeliver", again)
+    largest = worker.config.edge.max_body_bytes
+    app.add_route("/v1/files", JobRoute(forwarder, "get", "post", body_max=largest))
+    app.add_route("/v1/files/{file_id}", JobRoute(forwarder, "get", "delete"))
     app.add_route("/v1/artifacts/{artifact_id}", JobRoute(forwarder, "get"))
     app.add_route("/v1/artifacts/{artifact_id}/url", JobRoute(forwarder, "post"))
     app.add_route("/v1/artifacts/{artifact_id}/content", JobRoute(forwarder, "get", "head"))

@@ -1,0 +1,122 @@
+"""`/v1/files`: inputs that clients upload; what they are is found from their bytes."""
+
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Final
+
+import falcon
+
+from schemas.errors import Code
+from services.backends.objects.port import CHUNK, Draft, TooLarge
+from services.backends.sql.uploads import Upload
+from services.batch.resources.base import Service, answer
+from services.core.artifacts import ArtifactFacts, ArtifactInvalid, inspect
+from services.core.errors import InvalidRequest, Refusal
+
+_NAME_MAX: Final = 256
+_LIST_MAX: Final = 200
+
+
+class FilesResource:
+    """POST (multipart: `file`, `purpose`) and GET /v1/files."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
+        service = self._service
+        account_id = service.caller(req).account_id
+        name, purpose, draft = self._received(req)
+        store = service.parts.store
+        try:
+            facts = _facts(draft)
+            store.keep(draft)
+        finally:
+            store.drop(draft)
+        made = service.parts.uploads.add(
+            account_id,
+            name,
+            purpose,
+            facts.mime,
+            draft.size,
+            draft.sha256,
+            facts.duration_ms,
+            service.parts.config.artifacts.retention_s,
+        )
+        answer(resp, _view(made))
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        account_id = self._service.caller(req).account_id
+        found = self._service.parts.uploads.listed(account_id, _LIST_MAX)
+        answer(resp, {"object": "list", "data": [_view(each) for each in found], "has_more": False})
+
+    def _received(self, req: falcon.Request) -> tuple[str, str, Draft]:
+        """Name, purpose and the bytes of the part `file`. Raises Refusal."""
+        if not (req.content_type or "").startswith("multipart/form-data"):
+            raise InvalidRequest("send multipart/form-data with a part `file`", param="file")
+        store, limit = self._service.parts.store, self._service.parts.config.artifacts
+        purpose, name = "", ""
+        draft: Draft | None = None
+        for part in req.get_media():
+            if part.name == "purpose":
+                purpose = part.stream.read(_NAME_MAX).decode("utf-8", "replace")
+            elif part.name == "file" and draft is None:
+                name = str(part.filename or "file")[:_NAME_MAX]
+                try:
+                    draft = store.receive(_pieces(part.stream), limit.upload_max_bytes)
+                except TooLarge as ex:
+                    raise Refusal(Code.REQUEST_TOO_LARGE, f"the file has {ex}") from ex
+        if draft is None:
+            raise InvalidRequest("the part `file` is missing", param="file")
+        return name, purpose, draft
+
+
+class FileResource:
+    """GET and DELETE /v1/files/{id}."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
+        account_id = self._service.caller(req).account_id
+        found = self._service.parts.uploads.get(account_id, file_id)
+        if found is None:
+            raise _unknown()
+        answer(resp, _view(found))
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
+        account_id = self._service.caller(req).account_id
+        if not self._service.parts.uploads.delete(account_id, file_id):
+            raise _unknown()
+        answer(resp, {"id": file_id, "object": "file", "deleted": True})
+
+
+def _facts(draft: Draft) -> ArtifactFacts:
+    with open(draft.path, "rb") as file:
+        try:
+            return inspect(file, draft.size)
+        except ArtifactInvalid as ex:
+            message = f"file: it is no image, film or sound that can be used: {ex}"
+            raise InvalidRequest(message, param="file") from ex
+
+
+def _pieces(stream: BinaryIO) -> Iterator[bytes]:
+    while piece := stream.read(CHUNK):
+        yield piece
+
+
+def _view(upload: Upload) -> dict[str, Any]:
+    return {
+        "id": upload.id,
+        "object": "file",
+        "bytes": upload.bytes,
+        "created_at": upload.created_at // 1_000_000,
+        "expires_at": upload.expires_at // 1_000_000,
+        "filename": upload.name,
+        "purpose": upload.purpose,
+        "mime": upload.mime,
+        "status": "processed",
+    }
+
+
+def _unknown() -> Refusal:
+    return Refusal(Code.NOT_FOUND, "not_found: this account has no such file")
