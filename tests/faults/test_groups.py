@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.part("kafka"),
     pytest.mark.part("clickhouse-http"),
     pytest.mark.slow,
-    pytest.mark.timeout(400),
+    pytest.mark.timeout(600),
 ]
 # Where a member of each role stands still. Within a transaction only on PostgreSQL: it has other
 # writers meanwhile, and ends a transaction in which nothing happens.
