@@ -157,7 +157,7 @@ class Budgets:
         answer = write(
             self._engine,
             lambda connection: self._grant(
-                connection, lease_id, grant_no, owner, need_nano, want_nano
+                connection, lease_id, grant_no, owner, need_nano, want_nano, tell=True
             ),
         )
         if isinstance(answer, Shortfall):
@@ -176,9 +176,10 @@ class Budgets:
         model: str = "",
     ) -> Granted | Shortfall:
         """`grant` in the caller's transaction. A Shortfall is returned, so that the recall marks
-        can be committed."""
+        can be committed. Its states do not tell what is pending: every open job is a lease, and
+        to sum those of the account at each submission would make the thousandth job dear."""
         owner = Owner(incarnation_id, key_id, model)
-        return self._grant(connection, lease_id, grant_no, owner, need_nano, want_nano)
+        return self._grant(connection, lease_id, grant_no, owner, need_nano, want_nano, tell=False)
 
     def _grant(
         self,
@@ -188,6 +189,8 @@ class Budgets:
         owner: Owner,
         need_nano: int,
         want_nano: int,
+        *,
+        tell: bool,
     ) -> Granted | Shortfall:
         self._require_open(connection, owner.incarnation_id)
         key = active_key(connection, owner)
@@ -198,7 +201,8 @@ class Budgets:
             # The same first grant, sent twice, may have committed while the limits were
             # waited for.
             held = lease_of(connection, lease_id, owner, lock=False)
-        states = limit_states(rows, pending_of_account(connection, key.account_id))
+        pending = pending_of_account(connection, key.account_id) if tell else {}
+        states = limit_states(rows, pending)
         if held is not None and held.grant_no == grant_no:
             return Granted(held.grant_nano, held.amount_nano, states)
         if grant_no != (held.grant_no if held else 0) + 1:
