@@ -67,6 +67,18 @@ class StreamRelay:
         return self
 
     def __next__(self) -> bytes:
+        try:
+            return self._advance()
+        except StopIteration:
+            raise
+        except Exception:
+            # Whatever came is ours to bear: `close` would bill it as a client that went away.
+            self._over = True
+            self._call.abort()
+            self._recorder.end(self._x, Ending.GATEWAY, 200, "internal error")
+            raise
+
+    def _advance(self) -> bytes:
         if self._over:
             self._drain()
             raise StopIteration
