@@ -27,7 +27,8 @@ _TYPICAL_S: Final = {"image": 10, "video": 60, "speech": 5, "transcription": 10}
 
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """One submission as any of the wires says it. `where` is the path of its parameters in the
-    body, `clash` the code for an external id that was used for something else."""
+    body, `clash` the code for an external id that was used for something else, `digests` the
+    SHA-256 of files that came with it, by their ids: the same bytes make the same request."""
 
     model: str
     params: Mapping[str, Any]
@@ -48,6 +49,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     retention_s: int | None = None
     on_late: str = "attach"
     retry_of: str = ""
+    digests: Mapping[str, str] = {}
 
 
 class Offer(NamedTuple):
@@ -111,7 +113,13 @@ class Admission:
             group=key.group,
             price_version=self._parts.views.view().snapshot.prices.id,
             params=offer.params,
-            fingerprint=fingerprint(offer.model.model, offer.params),
+            fingerprint=fingerprint(
+                offer.model.model,
+                {
+                    name: ask.digests.get(value, value) if isinstance(value, str) else value
+                    for name, value in offer.params.items()
+                },
+            ),
             hold_nano=offer.hold_nano,
             units=offer.units,
             eta_s=offer.eta_s,
@@ -191,7 +199,8 @@ class Admission:
         for name in INPUTS:
             value = params.get(name)
             for each in value if isinstance(value, list) else [value]:
-                total += self._input_bytes(key, f"{ask.where}.{name}", each)
+                path = f"{ask.where}.{name}" if ask.where else name
+                total += self._input_bytes(key, path, each)
         return total
 
     def _input_bytes(self, key: Key, path: str, value: Any) -> int:

@@ -11,7 +11,16 @@ from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.telemetry import get_logger
 from services.batch.callbacks import CallbackSecrets
 from services.batch.changes import ChangeFeed
-from services.batch.resources import artifacts, callbacks, files, internal, jobs, tasks
+from services.batch.resources import (
+    artifacts,
+    callbacks,
+    files,
+    internal,
+    jobs,
+    openai,
+    tasks,
+    videos,
+)
 from services.batch.resources.base import Service, refuse
 from services.core.errors import Refusal
 
@@ -48,6 +57,16 @@ def create_app(
     app.add_route("/v1/artifacts/{artifact_id}/url", artifact, suffix="url")
     app.add_route("/v1/artifacts/{artifact_id}/content", artifacts.ContentResource(service))
     app.add_route("/a/{artifact_id}", artifacts.LinkResource(service))
+    edit = openai.FormResource(service, "image", openai.edit_params, "image", "mask")
+    app.add_route("/v1/images/edits", edit)
+    heard = openai.FormResource(service, "transcription", openai.transcription_params, "file")
+    app.add_route("/v1/audio/transcriptions", heard)
+    video = videos.VideoResource(service)
+    app.add_route("/v1/videos", videos.VideosResource(service))
+    app.add_route("/v1/videos/{video_id}", video)
+    app.add_route("/v1/videos/{video_id}/content", video, suffix="content")
+    app.add_route("/v1/videos/generations", tasks.SubmitResource(service))
+    app.add_route("/v1/videos/tasks/{task_id}", videos.OldTaskResource(service))
     app.add_route("/internal/changes", internal.ChangesResource(service, feed))
     app.add_route("/internal/health", internal.HealthResource(service))
     app.add_error_handler(Exception, _crashed)

@@ -103,7 +103,11 @@ def send(parts: Parts, held: Job, tried: Attempt, channel: Channel, provider: Pr
         crash_point("batch.create.persisted")
     elif isinstance(answer, Done):
         parts.cooldowns.ok(channel.name)
-        deliver_now(parts, held, channel, provider, answer)
+        now = parts.jobs.get(held.id)
+        if now is not None and now.cancel_at is not None:
+            parts.ends.free(held, _unwanted(parts, held))
+        else:
+            deliver_now(parts, held, channel, provider, answer)
     elif isinstance(answer, Refused):
         _refused(parts, held, tried, channel, answer)
     elif isinstance(answer, NotSent):
@@ -154,6 +158,18 @@ def look_up(parts: Parts, held: Job) -> None:
                 provider_cost_nano=expected_cost_nano(parts, held),
             ),
         )
+
+
+def _unwanted(parts: Parts, held: Job) -> Free:
+    """The end of a job that was cancelled while a provider made it that cannot be stopped."""
+    return Free(
+        Phase.CANCELLED,
+        Fault.CANCELLED_BY_USER,
+        "cancelled; the provider could not be stopped",
+        attempt=AttemptState.DONE,
+        cancel_outcome="unsupported",
+        provider_cost_nano=expected_cost_nano(parts, held),
+    )
 
 
 def _refused(parts: Parts, held: Job, tried: Attempt, channel: Channel, answer: Refused) -> None:

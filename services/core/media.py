@@ -181,5 +181,5 @@ def _one_of(where: str, name: str, value: str, model: ModelPrice, word: str) -> 
 
 
 def _wrong(where: str, name: str, what: str) -> InvalidRequest:
-    path = f"{where}.{name}" if name else where
+    path = ".".join(each for each in (where, name) if each)
     return InvalidRequest(f"{path}: {what[:1].lower()}{what[1:]}", param=path)

@@ -40,7 +40,10 @@ from services.edge.worker import Worker
 log = telemetry.get_logger()
 
 _OURS: Final = ("/v1/", "/api/", "/v1beta/", "/healthz", "/readyz", "/metrics")
-_OPENAI_SHAPED: Final = ("/v1/chat/", "/v1/tasks/", "/v1/jobs", "/v1/images/", "/api/")
+_OPENAI_SHAPED: Final = (
+    *("/v1/chat/", "/v1/tasks/", "/v1/jobs", "/v1/files", "/v1/artifacts/", "/v1/webhooks/"),
+    *("/v1/images/", "/v1/audio/", "/v1/videos", "/v1/embeddings", "/v1/rerank", "/api/"),
+)
 _GOOGLE_SHAPED: Final = "/v1beta/"
 _PREFIXED: Final = re.compile(r"^(/.+?)(/(?:api/)?v1(?:beta)?/.*)$")
 

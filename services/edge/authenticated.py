@@ -13,6 +13,7 @@ from services.core.catalog import Key
 from services.core.dialects import DIALECTS
 from services.core.errors import Refusal
 from services.core.ids import uuid7_text
+from services.core.money import credits_up
 from services.edge.authenticate import authenticate
 from services.edge.headers import accounting, client_headers
 from services.edge.refuse import render
@@ -45,7 +46,7 @@ class Authenticated:
         answer: Callable[[Caller], Any],
         dialect: str = "chat",
     ) -> None:
-        """Sends what `answer` returns as `fill` does."""
+        """Sends what `answer` returns as `fill` does. `req.context.hold_nano`: what it holds."""
         worker = self._worker
         request_id = uuid7_text()
         headers = client_headers(req.env)
@@ -60,8 +61,9 @@ class Authenticated:
             return answer(Caller(request_id, headers, view, key))
 
         fill(resp, authenticated, request_id, dialect)
+        estimate = credits_up(req.context.get("hold_nano", 0))
         resp.set_headers(
-            accounting(**standing._asdict(), estimate_credits=0, request_id=request_id)
+            accounting(**standing._asdict(), estimate_credits=estimate, request_id=request_id)
         )
 
 

@@ -9,35 +9,12 @@ import openai
 import pytest
 
 from tests.parts.feature import wait_until
-from tests.parts.stack import Stack
-
-PROVIDERS = {
-    "openai": ["sim-image", "sim-speech", "sim-transcribe"],
-    "openai-videos": ["sim-video"],
-    "openai-embeddings": ["sim-embed"],
-    "rerank": ["sim-rerank"],
-}
+from tests.parts.media import media_stack
 
 
 @pytest.fixture(scope="module")
 def media(tmp_path_factory):
-    """A stack with media channels; afterwards all that went through it must add up."""
-    stack = Stack(tmp_path_factory.mktemp("media"))
-    with stack.config_file.open("a") as file:
-        for provider, models in PROVIDERS.items():
-            file.write(
-                f'[[channels]]\nname = "m-{provider}"\nprovider = "{provider}"\n'
-                f'base_url = "{stack.sim.base_url}/v1"\ncredential = "env:SIM_KEY"\n'
-                f"models = {json.dumps(models)}\n"
-            )
-    try:
-        stack.start()
-        yield stack
-        told = stack.reconcile()
-        assert told.returncode == 0, told.stdout + told.stderr
-    finally:
-        code = stack.stop()
-    assert code == 0, stack.output.read_text()[-4000:]
+    yield from media_stack(tmp_path_factory.mktemp("media"))
 
 
 @pytest.fixture(scope="module")

@@ -174,6 +174,25 @@ def test_a_cancel_that_the_upstream_confirms(house):
 
 
 @pytest.mark.parametrize(
+    ("asked", "status", "used"),
+    [
+        ("sim:run-ms 60000", "cancelled", 0),
+        ("sim:run-ms 1500 sim:fault cancel-too-late", "completed", 1),
+    ],
+)
+def test_a_cancelled_run_is_free_and_a_finished_one_is_due(house, asked, status, used):
+    made = house.submit("veo-3.1", prompt=f"a fox {asked}", duration_seconds=1)
+    house.until(lambda: house.job(made["id"])["attempts"] == 1, "the attempt")
+    held = made["cost"]["held_nano"] / 1e9
+    task_id = made["id"].replace("job_", "task_")
+    house.call("POST", f"/v1/tasks/cancel/{task_id}")
+    house.wait_for(made["id"])
+    task = query_task(house, task_id=task_id)[1]
+    assert (task["status"], task["credits_used"]) == (status, used * held)
+    house.check()
+
+
+@pytest.mark.parametrize(
     ("fault", "error"),
     [
         ("job-fail", "upstream_failed"),

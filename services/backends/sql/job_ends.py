@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, insert
+from sqlalchemy import Connection, Engine, case, insert
 
 from schemas import events
 from schemas.errors import Outcome
@@ -18,7 +18,7 @@ from services.backends.sql.deliveries import plan
 from services.backends.sql.engine import database_now_us, write
 from services.backends.sql.job_records import Attempt, Job, NewArtifact
 from services.backends.sql.job_rows import attempts_of, fenced, note, write_attempt
-from services.backends.sql.job_tables import artifact
+from services.backends.sql.job_tables import artifact, job
 from services.core.ids import ulid
 from services.core.jobs import AttemptState, Fault, Phase, ending, state_of
 
@@ -82,7 +82,6 @@ def _complete(
     connection: Connection, held: Job, delivered: Sequence[NewArtifact], bill: Bill
 ) -> None:
     now = database_now_us(connection)
-    late: dict[str, Any] = {"cancel_outcome": "too_late"} if held.cancel_at is not None else {}
     version = fenced(
         connection,
         held,
@@ -90,7 +89,7 @@ def _complete(
         units=msgspec.json.encode(bill.units).decode(),
         charged_nano=bill.charged_nano,
         progress_ppm=1_000_000,
-        **late,
+        cancel_outcome=case((job.c.cancel_at.is_not(None), "too_late"), else_="none"),
     )
     add_artifacts(connection, held, delivered, now, first=0, late=False)
     write_attempt(

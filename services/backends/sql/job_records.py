@@ -1,10 +1,12 @@
 """What goes in and out of the job store: plain records and refusals."""
 
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import msgspec
 
 from services.core.jobs import Phase
+
+ERASED: Final = "{}"  # params of a job whose inputs are gone; no kind goes without any
 
 
 class Job(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,6 +60,11 @@ class Job(msgspec.Struct, frozen=True, kw_only=True):
     def parameters(self) -> dict[str, Any]:
         """`params`, decoded."""
         return msgspec.json.decode(self.params, type=dict[str, Any])
+
+    @property
+    def is_erased(self) -> bool:
+        """Its client had inputs and results erased."""
+        return self.params == ERASED
 
 
 class NewJob(msgspec.Struct, frozen=True, kw_only=True):

@@ -15,6 +15,7 @@ from services.backends.sql.bulk import insert_new
 from services.backends.sql.engine import database_now_us, now_us, read, write
 from services.backends.sql.job_ends import SOURCE, Free, end_free
 from services.backends.sql.job_records import (
+    ERASED,
     Artifact,
     Attempt,
     FingerprintConflict,
@@ -25,7 +26,15 @@ from services.backends.sql.job_records import (
     Submitted,
 )
 from services.backends.sql.job_rows import as_job, note, one_job
-from services.backends.sql.job_tables import artifact, attempt, idempotency, job, job_event
+from services.backends.sql.job_tables import (
+    artifact,
+    attempt,
+    idempotency,
+    job,
+    job_event,
+    upload,
+)
+from services.backends.sql.uploads import JOB_INPUT
 from services.core.ids import new_id, uuid7_text
 from services.core.jobs import TERMINAL, Fault, Phase
 
@@ -145,6 +154,33 @@ class Jobs:
 
         return write(self._engine, fn)
 
+    def erase(self, ended: Job) -> None:
+        """Lets inputs and results of a job go that has ended, and what its client said of it; a
+        sweep deletes the bytes. Uploads that are the client's own stay. Repeating it is harmless.
+        """
+
+        def fn(connection: Connection) -> None:
+            now = database_now_us(connection)
+            row = connection.execute(
+                update(job)
+                .where(job.c.id == ended.id, job.c.params != ERASED)
+                .values(params=ERASED, extra="{}", version=job.c.version + 1)
+                .returning(job.c.version)
+            ).one_or_none()
+            if row is None:
+                return
+            for table, chosen in (
+                (artifact, artifact.c.job_id == ended.id),
+                (upload, upload.c.id.in_(named) & (upload.c.purpose == JOB_INPUT)),
+            ):
+                connection.execute(
+                    update(table).where(chosen, table.c.expires_at > now).values(expires_at=now)
+                )
+            note(connection, ended.id, int(row.version), "erased", {}, now)
+
+        named = [each for each in ended.parameters.values() if isinstance(each, str)]
+        write(self._engine, fn)
+
     # -- reading ------------------------------------------------------------------------------
 
     def get(self, job_id: str) -> Job | None:
@@ -174,8 +210,11 @@ class Jobs:
         model: str = "",
         kind: str = "",
         created_after: int | None = None,
+        erased: bool = True,
+        oldest_first: bool = False,
     ) -> Page:
-        """Newest first, from behind `after` (created_at, id) on."""
+        """Newest first unless told, from behind `after` (created_at, id) on; `erased`: those whose
+        inputs were erased too."""
         query = select(job).where(job.c.account_id == account_id)
         if phases:
             query = query.where(job.c.phase.in_([phase.value for phase in phases]))
@@ -185,9 +224,14 @@ class Jobs:
             query = query.where(job.c.kind == kind)
         if created_after is not None:
             query = query.where(job.c.created_at > created_after)
+        if not erased:
+            query = query.where(job.c.params != ERASED)
+        place = tuple_(job.c.created_at, job.c.id)
         if after is not None:
-            query = query.where(tuple_(job.c.created_at, job.c.id) < tuple_(*after))
-        query = query.order_by(job.c.created_at.desc(), job.c.id.desc()).limit(limit + 1)
+            query = query.where(place > tuple_(*after) if oldest_first else place < tuple_(*after))
+        columns = (job.c.created_at, job.c.id)
+        order = columns if oldest_first else [each.desc() for each in columns]
+        query = query.order_by(*order).limit(limit + 1)
         found = self._read(lambda c: [as_job(row) for row in c.execute(query)])
         return Page(found[:limit], len(found) > limit)
 

@@ -1,11 +1,15 @@
 """Files that clients uploaded as inputs: what they are called; their bytes lie in the store."""
 
+from typing import Final
+
 import msgspec
 from sqlalchemy import Connection, Engine, insert, select, update
 
 from services.backends.sql.engine import database_now_us, now_us, read, write
 from services.backends.sql.job_tables import upload
 from services.core.ids import ulid
+
+JOB_INPUT: Final = "job_input"  # purpose of what came with a submission and is erased with its job
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
@@ -74,11 +78,12 @@ class Uploads:
         return None if row is None else Upload(**row._mapping)
 
     def listed(self, account_id: str, limit: int) -> list[Upload]:
-        """Newest first."""
+        """Newest first; those that came with a submission are not among them."""
         query = (
             select(upload)
             .where(
                 upload.c.account_id == account_id,
+                upload.c.purpose != JOB_INPUT,
                 upload.c.deleted_at.is_(None),
                 upload.c.expires_at > now_us(),
             )

@@ -29,7 +29,6 @@ from services.batch.providers.port import (
 from services.core.catalog import Channel
 
 _MESSAGE_MAX: Final = 500
-_LINES: Final = {"480p": 480, "720p": 720, "1080p": 1080, "1440p": 1440, "2160p": 2160}
 _TYPES: Final = (
     (b"\x89PNG", "image/png"),
     (b"\xff\xd8\xff", "image/jpeg"),
@@ -81,7 +80,7 @@ def only_bytes(order: Order, *names: str) -> Refused | None:
 
 def frame_size(params: Mapping[str, Any]) -> tuple[int, int]:
     """Width and height of a video by its resolution (720p unless told) and aspect ratio (16:9)."""
-    short = _LINES.get(params.get("resolution", ""), 720)
+    short = int(str(params.get("resolution") or "720p").removesuffix("p"))
     across, down = map(int, str(params.get("aspect_ratio") or "16:9").split(":"))
     longer = short * max(across, down) // max(1, min(across, down)) // 2 * 2
     return (longer, short) if across >= down else (short, longer)

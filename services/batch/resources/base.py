@@ -7,7 +7,7 @@ import msgspec
 
 from schemas.errors import SHAPES, Code
 from services.backends.identity import HEADER, Identity, NotAuthentic, verify
-from services.backends.sql.job_records import Artifact, Job
+from services.backends.sql.job_records import Artifact, Job, Submitted
 from services.batch.admit import Admission
 from services.batch.engine import JobEngine
 from services.batch.links import Links, LinkSigner
@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 BODY_MAX: Final = 1024 * 1024
 ORIGIN_HEADER: Final = "x-tollgate-origin"
+HOLD_HEADER: Final = "x-tollgate-hold-nano"
 
 
 class Service:
@@ -78,6 +79,16 @@ def answer(resp: falcon.Response, body: Any, status: int = 200) -> None:
     resp.status = status
     resp.content_type = falcon.MEDIA_JSON
     resp.data = msgspec.json.encode(body)
+
+
+def taken(service: Service, resp: falcon.Response, made: Submitted) -> None:
+    """What every submission is answered with, and its way into the queue. `HOLD_HEADER` is for the
+    edge: the most that it can cost."""
+    resp.set_header(HOLD_HEADER, str(made.job.hold_nano))
+    if made.replayed:
+        resp.set_header("idempotent-replayed", "true")
+    else:
+        service.engine.wake()
 
 
 def refuse(resp: falcon.Response, refusal: Refusal) -> None:

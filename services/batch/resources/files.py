@@ -23,26 +23,9 @@ class FilesResource:
         self._service = service
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
-        service = self._service
-        account_id = service.caller(req).account_id
+        account_id = self._service.caller(req).account_id
         name, purpose, draft = self._received(req)
-        store = service.parts.store
-        try:
-            facts = _facts(draft)
-            store.keep(draft)
-        finally:
-            store.drop(draft)
-        made = service.parts.uploads.add(
-            account_id,
-            name,
-            purpose,
-            facts.mime,
-            draft.size,
-            draft.sha256,
-            facts.duration_ms,
-            service.parts.config.artifacts.retention_s,
-        )
-        answer(resp, _view(made))
+        answer(resp, _view(keep(self._service, account_id, name, purpose, draft)))
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         account_id = self._service.caller(req).account_id
@@ -53,18 +36,13 @@ class FilesResource:
         """Name, purpose and the bytes of the part `file`. Raises Refusal."""
         if not (req.content_type or "").startswith("multipart/form-data"):
             raise InvalidRequest("send multipart/form-data with a part `file`", param="file")
-        store, limit = self._service.parts.store, self._service.parts.config.artifacts
         purpose, name = "", ""
         draft: Draft | None = None
         for part in req.get_media():
             if part.name == "purpose":
                 purpose = part.stream.read(_NAME_MAX).decode("utf-8", "replace")
             elif part.name == "file" and draft is None:
-                name = str(part.filename or "file")[:_NAME_MAX]
-                try:
-                    draft = store.receive(_pieces(part.stream), limit.upload_max_bytes)
-                except TooLarge as ex:
-                    raise Refusal(Code.REQUEST_TOO_LARGE, f"the file has {ex}") from ex
+                name, draft = str(part.filename or "file"), receive(self._service, part)
         if draft is None:
             raise InvalidRequest("the part `file` is missing", param="file")
         return name, purpose, draft
@@ -88,6 +66,36 @@ class FileResource:
         if not self._service.parts.uploads.delete(account_id, file_id):
             raise _unknown()
         answer(resp, {"id": file_id, "object": "file", "deleted": True})
+
+
+def receive(service: Service, part: Any) -> Draft:
+    """The bytes of one part of a multipart body. Raises Refusal, StoreUnavailable."""
+    limit = service.parts.config.artifacts.upload_max_bytes
+    try:
+        return service.parts.store.receive(_pieces(part.stream), limit)
+    except TooLarge as ex:
+        raise Refusal(Code.REQUEST_TOO_LARGE, f"the file has {ex}") from ex
+
+
+def keep(service: Service, account_id: str, name: str, purpose: str, draft: Draft) -> Upload:
+    """A file of the account, once its bytes are something usable. Raises InvalidRequest,
+    StoreUnavailable."""
+    store = service.parts.store
+    try:
+        facts = _facts(draft)
+        store.keep(draft)
+    finally:
+        store.drop(draft)
+    return service.parts.uploads.add(
+        account_id,
+        name[:_NAME_MAX],
+        purpose,
+        facts.mime,
+        draft.size,
+        draft.sha256,
+        facts.duration_ms,
+        service.parts.config.artifacts.retention_s,
+    )
 
 
 def _facts(draft: Draft) -> ArtifactFacts:

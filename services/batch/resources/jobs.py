@@ -9,7 +9,7 @@ from schemas.errors import Code
 from services.backends.sql.job_records import Job
 from services.batch.admit import Ask
 from services.batch.cursors import decode_cursor, encode_cursor
-from services.batch.resources.base import Service, answer, decode, read_body
+from services.batch.resources.base import Service, answer, decode, read_body, taken
 from services.batch.wire import attempt_view, job_view, moment, usd
 from services.core.errors import InvalidRequest, Refusal
 from services.core.jobs import TERMINAL, Phase, State, state_of
@@ -62,10 +62,9 @@ class JobsResource:
         )
         made = self._service.admission.submit(key, ask)
         show(self._service, req, resp, made.job, 200 if made.replayed else 202)
+        taken(self._service, resp, made)
         if made.replayed:
-            resp.set_header("idempotent-replayed", "true")
             return
-        self._service.engine.wake()
         resp.set_header("location", f"/v1/jobs/job_{made.job.id}")
         resp.set_header("retry-after", str(max(1, min(made.job.eta_s // 6, 10))))
 
@@ -99,7 +98,8 @@ class JobsResource:
 
 
 class JobResource:
-    """GET /v1/jobs/{id}, with ETag. Waiting (`?wait=`) is the edge's part."""
+    """GET /v1/jobs/{id}, with ETag (waiting, `?wait=`, is the edge's part), and DELETE: inputs and
+    results are erased, the job and its bill stay."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -109,6 +109,11 @@ class JobResource:
         show(self._service, req, resp, job)
         if req.get_header("if-none-match") == f'"{job.version}"':
             resp.status, resp.data = 304, b""
+
+    def on_delete(self, req: falcon.Request, resp: falcon.Response, job_id: str) -> None:
+        job = own(self._service, req, job_id)
+        erase(self._service, job)
+        answer(resp, {"id": f"job_{job.id}", "object": "job", "deleted": True})
 
 
 class JobsQueryResource:
@@ -193,6 +198,8 @@ class JobRedriveResource:
         job = own(self._service, req, job_id)
         if job.phase not in TERMINAL:
             raise Refusal(Code.NOT_TERMINAL, "not_terminal: the job has not ended yet")
+        if job.is_erased:
+            raise Refusal(Code.ARTIFACT_EXPIRED, "artifact_expired: its inputs were erased")
         ask = Ask(
             model=job.model,
             params=job.parameters,
@@ -206,8 +213,8 @@ class JobRedriveResource:
             retry_of=job.id,
         )
         made = self._service.admission.submit(self._service.key(req), ask)
-        self._service.engine.wake()
         show(self._service, req, resp, made.job, 202)
+        taken(self._service, resp, made)
 
 
 class EstimateResource:
@@ -241,6 +248,13 @@ def own(service: Service, req: falcon.Request, job_id: str) -> Job:
     if job is None or job.account_id != service.caller(req).account_id:
         raise Refusal(Code.JOB_NOT_FOUND, "job_not_found: this account has no such job")
     return job
+
+
+def erase(service: Service, job: Job) -> None:
+    """Raises Refusal(NOT_TERMINAL)."""
+    if job.phase not in TERMINAL:
+        raise Refusal(Code.NOT_TERMINAL, "not_terminal: the job has not ended yet; cancel it first")
+    service.parts.jobs.erase(job)
 
 
 def show(
@@ -298,4 +312,4 @@ def _created_after(req: falcon.Request) -> int | None:
 
 
 def _bare(job_id: str) -> str:
-    return job_id.removeprefix("job_").removeprefix("task_")
+    return job_id.removeprefix("job_").removeprefix("task_").removeprefix("video_")

@@ -8,7 +8,7 @@ import msgspec
 from schemas.errors import Code
 from services.backends.sql.job_records import Job
 from services.batch.admit import Ask
-from services.batch.resources.base import Service, answer, decode, read_body
+from services.batch.resources.base import Service, answer, decode, read_body, taken
 from services.batch.wire import submitted_view, task_view
 from services.core.errors import InvalidRequest, Refusal
 
@@ -51,10 +51,9 @@ class SubmitResource:
         if made.replayed:
             shown = task_view(made.job, self._service.artifacts(made.job), self._service.links(req))
             answer(resp, submitted_view(made.job) | shown)
-            resp.set_header("idempotent-replayed", "true")
-            return
-        self._service.engine.wake()
-        answer(resp, submitted_view(made.job))
+        else:
+            answer(resp, submitted_view(made.job))
+        taken(self._service, resp, made)
 
 
 class QueryResource:
@@ -96,11 +95,19 @@ def find(service: Service, req: falcon.Request, named: _Named) -> Job:
     Refusal(TASK_NOT_FOUND), also for the task of another key."""
     if (named.task_id is None) == (named.out_task_id is None):
         raise InvalidRequest("give exactly one of task_id and out_task_id", param="task_id")
-    key_id = service.caller(req).key_id
     if named.task_id is not None:
-        job = service.parts.jobs.get(named.task_id.removeprefix("task_").removeprefix("job_"))
-    else:
-        job = service.parts.jobs.by_name(f"key:{key_id}", f"ext:{named.out_task_id}")
+        return find_by_id(service, req, named.task_id)
+    key_id = service.caller(req).key_id
+    return _own(service.parts.jobs.by_name(f"key:{key_id}", f"ext:{named.out_task_id}"), key_id)
+
+
+def find_by_id(service: Service, req: falcon.Request, task_id: str) -> Job:
+    """The caller's task. Raises Refusal(TASK_NOT_FOUND), also for the task of another key."""
+    found = service.parts.jobs.get(task_id.removeprefix("task_").removeprefix("job_"))
+    return _own(found, service.caller(req).key_id)
+
+
+def _own(job: Job | None, key_id: str) -> Job:
     if job is None or job.key_id != key_id:
         raise Refusal(Code.TASK_NOT_FOUND, "task_not_found: this key has no such task")
     return job

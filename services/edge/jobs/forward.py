@@ -18,6 +18,7 @@ from services.edge.worker import Worker
 
 BODY_MAX: Final = 1024 * 1024
 ORIGIN_HEADER: Final = "x-tollgate-origin"
+_HOLD_HEADER: Final = "x-tollgate-hold-nano"
 WAIT_MAX_S: Final = 60.0
 _PATIENCE_S: Final = 6.0
 _RETRY_S: Final = 0.2
@@ -55,14 +56,15 @@ class Forwarder:
     def ask(
         self, req: falcon.Request, method: str, target: str, caller: Caller | None, body: bytes
     ) -> Answer:
-        """The service's answer; patient while it starts. Raises Refusal(UNAVAILABLE)."""
+        """The service's answer; patient while it starts; notes what a submission holds. Raises
+        Refusal(UNAVAILABLE)."""
         headers = {name: value for name in _SENT if (value := req.get_header(name)) is not None}
         headers[ORIGIN_HEADER] = f"{req.scheme}://{req.netloc}"
         clock = self.worker.clock
         deadline_s = clock.monotonic_s() + _PATIENCE_S
         while True:
             try:
-                return self.worker.batch.call(
+                found = self.worker.batch.call(
                     method,
                     target,
                     account_id=caller.key.account_id if caller else "-",
@@ -70,6 +72,9 @@ class Forwarder:
                     headers=headers,
                     body=body or None,
                 )
+                if _HOLD_HEADER in found.headers:
+                    req.context.hold_nano = int(found.headers[_HOLD_HEADER])
+                return found
             except ApiUnavailable as ex:
                 # What was sent may have been taken: only what changes nothing is asked again.
                 surely_not = isinstance(ex, NotReached) or method in ("GET", "HEAD")
@@ -121,7 +126,7 @@ class JobRoute(Authenticated):
         target = f"{req.path}?{req.query_string}" if req.query_string else req.path
         found = self._forwarder.ask(req, req.method, target, caller, body)
         wait_s = _wait_s(req) if self._waits else 0.0
-        if not wait_s or found.status not in (200, 202) or req.method == "HEAD":
+        if not wait_s or found.status not in (200, 202) or req.method not in ("GET", "POST"):
             relay(resp, found)
             return
         headers, status, told = found.headers, found.status, found.body()

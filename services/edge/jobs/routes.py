@@ -20,7 +20,7 @@ def add_job_routes(app: falcon.App, worker: Worker) -> None:
     app.add_route("/v1/jobs", JobRoute(forwarder, "get", "post", counted=True, waits=True))
     app.add_route("/v1/jobs/query", JobRoute(forwarder, "post"))
     app.add_route("/v1/jobs/estimate", JobRoute(forwarder, "post"))
-    app.add_route("/v1/jobs/{job_id}", JobRoute(forwarder, "get", waits=True))
+    app.add_route("/v1/jobs/{job_id}", JobRoute(forwarder, "get", "delete", waits=True))
     app.add_route("/v1/jobs/{job_id}/cancel", JobRoute(forwarder, "post"))
     app.add_route("/v1/jobs/{job_id}/events", JobEventsRoute(forwarder))
     app.add_route("/v1/jobs/{job_id}/attempts", JobRoute(forwarder, "get"))
@@ -36,6 +36,17 @@ def add_job_routes(app: falcon.App, worker: Worker) -> None:
     app.add_route("/v1/artifacts/{artifact_id}/url", JobRoute(forwarder, "post"))
     app.add_route("/v1/artifacts/{artifact_id}/content", JobRoute(forwarder, "get", "head"))
     app.add_route("/a/{artifact_id}", LinkRoute(forwarder))
+    film = JobRoute(forwarder, "get", "post", counted=True, body_max=largest)
+    app.add_route("/v1/videos", film)
+    app.add_route("/v1/videos/{video_id}", JobRoute(forwarder, "get", "delete"))
+    app.add_route("/v1/videos/{video_id}/content", JobRoute(forwarder, "get"))
+    app.add_route("/v1/videos/generations", JobRoute(forwarder, "post", counted=True))
+    app.add_route("/v1/videos/tasks/{task_id}", JobRoute(forwarder, "get"))
+    for path, show in (
+        ("/v1/images/edits", sync.show_images),
+        ("/v1/audio/transcriptions", sync.show_content),
+    ):
+        app.add_route(path, sync.FormRoute(forwarder, show))
     for path, kind, to_input, show in (
         ("/v1/images/generations", "image", sync.image_input, sync.show_images),
         ("/v1/audio/speech", "speech", sync.speech_input, sync.show_content),

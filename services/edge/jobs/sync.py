@@ -1,7 +1,7 @@
 """OpenAI's synchronous media routes: a job, and a wait for it.
 
-The answer is made from what lies in our store, so that what is charged was delivered. A client that
-hangs up meanwhile loses nothing: its job stands in `/v1/jobs`.
+The answer is made from what lies in our store, so that what is charged was delivered. When the
+client hangs up meanwhile its job is cancelled: free, unless it was finished already.
 """
 
 import base64
@@ -13,13 +13,16 @@ import falcon
 import msgspec
 
 from schemas.errors import Code
+from services.backends.http.private_client import Answer
 from services.core.errors import InvalidRequest, Refusal
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.body import read_body
 from services.edge.jobs.forward import BODY_MAX, Forwarder, relay
+from services.edge.watch import ClientWatch
 
 _WAIT_S: Final = 300.0
 _LOOK_S: Final = 5.0
+_FORMAT_HEADER: Final = "x-tollgate-response-format"
 _IMAGE: Final = (
     "prompt", "n", "size", "aspect_ratio", "quality", "style", "background", "negative_prompt",
     "output_format", "output_compression", "seed",
@@ -35,66 +38,103 @@ _FAULTS: Final = {
 Body = dict[str, Any]
 
 
-class SyncRoute(Authenticated):
-    """POST of one of these routes. `to_input` makes a job's input of the body; `show` fills the
-    response from the completed job."""
+class _Waiting(Authenticated):
+    """A submission and the wait for it. `show` fills the response from the completed job, told how
+    the client asked for it (`response_format`)."""
 
-    def __init__(
-        self,
-        forwarder: Forwarder,
-        kind: str,
-        to_input: Callable[[Body], Body],
-        show: Callable[["SyncRoute", falcon.Request, falcon.Response, Caller, Body, Body], None],
-    ) -> None:
+    body_max = BODY_MAX
+
+    def __init__(self, forwarder: Forwarder, show: "Show") -> None:
         super().__init__(forwarder.worker)
         self.forwarder = forwarder
-        self._kind = kind
-        self._to_input = to_input
         self._show = show
+
+    def submit(self, req: falcon.Request, caller: Caller, raw: bytes) -> tuple[Answer, str]:
+        """The service's answer, and the response format. Raises Refusal."""
+        raise NotImplementedError
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         def answer(caller: Caller) -> None:
             worker = self._worker
-            raw = read_body(req.env, BODY_MAX, worker.config.edge.body_timeout_s)
-            body = _decoded(raw)
+            raw = read_body(req.env, self.body_max, worker.config.edge.body_timeout_s)
             permit = worker.rates.admit(caller.view.rules(caller.key).rates, 0)
             try:
-                self._make(req, resp, caller, body)
+                self._make(req, resp, caller, raw)
             finally:
                 permit.end()
 
         self._serve(req, resp, answer)
 
-    def _make(self, req: falcon.Request, resp: falcon.Response, caller: Caller, body: Body) -> None:
-        asked = {"model": body.get("model"), "kind": self._kind, "input": self._to_input(body)}
-        found = self.forwarder.ask(req, "POST", "/v1/jobs", caller, msgspec.json.encode(asked))
+    def _make(self, req: falcon.Request, resp: falcon.Response, caller: Caller, raw: bytes) -> None:
+        found, wanted = self.submit(req, caller, raw)
         if found.status not in (200, 202):
             relay(resp, found)
             return
-        job = self._ended(req, caller, msgspec.json.decode(found.body()))
+        job = self._ended(req, caller, msgspec.json.decode(found.body()), ours=found.status == 202)
         if job["error"] is not None:
             raise _refusal(job["error"])
-        self._show(self, req, resp, caller, body, job)
+        self._show(self, req, resp, caller, wanted, job)
 
-    def _ended(self, req: falcon.Request, caller: Caller, job: Body) -> Body:
-        """The job once it has ended. Raises Refusal(TIMEOUT), the job's end asked for."""
+    def _ended(self, req: falcon.Request, caller: Caller, job: Body, *, ours: bool) -> Body:
+        """The job once it has ended. Raises Refusal when it took too long or the client hung up;
+        the job's end is asked for then, when it is `ours`: no other call may wait for it."""
         clock = self._worker.clock
         until_s = clock.monotonic_s() + _WAIT_S
         path = f"/v1/jobs/{job['id']}"
         with self.forwarder.feed.watching(job["id"].removeprefix("job_")) as changed:
-            while clock.monotonic_s() < until_s:
-                job = msgspec.json.decode(self.forwarder.ask(req, "GET", path, caller, b"").body())
-                if job["completed_at"]:
-                    return job
-                changed.wait(_LOOK_S)
-                changed.clear()
-        self.forwarder.ask(req, "POST", f"{path}/cancel", caller, b"").close()
-        raise Refusal(Code.TIMEOUT, f"{job['id']} was not finished in {_WAIT_S:.0f} s: cancelled")
+            watch = ClientWatch(req.env["gunicorn.socket"], changed.set)
+            try:
+                while clock.monotonic_s() < until_s and not watch.gone:
+                    told = self.forwarder.ask(req, "GET", path, caller, b"").body()
+                    job = msgspec.json.decode(told)
+                    if job["completed_at"]:
+                        return job
+                    changed.wait(_LOOK_S)
+                    changed.clear()
+            finally:
+                watch.close()
+        if ours:
+            self.forwarder.ask(req, "POST", f"{path}/cancel", caller, b"").close()
+        if watch.gone:
+            raise Refusal(Code.CLIENT_GONE, "the client hung up")
+        raise Refusal(Code.TIMEOUT, f"{job['id']} was not finished in {_WAIT_S:.0f} s")
 
     def content(self, req: falcon.Request, caller: Caller, output: Body) -> Any:
         """The bytes of an output, to be read once."""
         path = f"/v1/artifacts/{output['artifact_id']}/content"
         return self.forwarder.ask(req, "GET", path, caller, b"")
+
+
+Show = Callable[[_Waiting, falcon.Request, falcon.Response, Caller, str, Body], None]
+
+
+class SyncRoute(_Waiting):
+    """POST of a JSON body, of which `to_input` makes a job's input."""
+
+    def __init__(
+        self, forwarder: Forwarder, kind: str, to_input: Callable[[Body], Body], show: Show
+    ) -> None:
+        super().__init__(forwarder, show)
+        self._kind = kind
+        self._to_input = to_input
+
+    def submit(self, req: falcon.Request, caller: Caller, raw: bytes) -> tuple[Answer, str]:
+        body = _decoded(raw)
+        asked = {"model": body.get("model"), "kind": self._kind, "input": self._to_input(body)}
+        made = self.forwarder.ask(req, "POST", "/v1/jobs", caller, msgspec.json.encode(asked))
+        return made, str(body.get("response_format", ""))
+
+
+class FormRoute(_Waiting):
+    """POST of a body with files: the service reads it."""
+
+    def __init__(self, forwarder: Forwarder, show: Show) -> None:
+        super().__init__(forwarder, show)
+        self.body_max = forwarder.worker.config.edge.max_body_bytes
+
+    def submit(self, req: falcon.Request, caller: Caller, raw: bytes) -> tuple[Answer, str]:
+        made = self.forwarder.ask(req, "POST", req.path, caller, raw)
+        return made, made.headers.get(_FORMAT_HEADER, "")
 
 
 def image_input(body: Body) -> Body:
@@ -129,31 +169,34 @@ def rerank_input(body: Body) -> Body:
 
 
 def show_images(
-    route: SyncRoute,
+    route: _Waiting,
     req: falcon.Request,
     resp: falcon.Response,
     caller: Caller,
-    body: Body,
+    wanted: str,
     job: Body,
 ) -> None:
     """Links, or the images themselves when `response_format` is b64_json."""
-    inline = body.get("response_format") == "b64_json"
+    inline = wanted == "b64_json"
     data = []
     for each in job["output"]:
         if inline:
-            found = route.content(req, caller, each).body()
-            data.append({"b64_json": base64.b64encode(found).decode()})
+            found = route.content(req, caller, each)
+            if found.status != 200:
+                relay(resp, found)
+                return
+            data.append({"b64_json": base64.b64encode(found.body()).decode()})
         else:
             data.append({"url": each["url"]})
     resp.data = msgspec.json.encode({"created": int(time.time()), "data": data})
 
 
 def show_content(
-    route: SyncRoute,
+    route: _Waiting,
     req: falcon.Request,
     resp: falcon.Response,
     caller: Caller,
-    body: Body,
+    wanted: str,
     job: Body,
 ) -> None:
     """The one output as it is."""

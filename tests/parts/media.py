@@ -1,0 +1,32 @@
+"""A running stack with media channels, for the tests of media through the public door."""
+
+import json
+
+from tests.parts.stack import Stack
+
+PROVIDERS = {
+    "openai": ["sim-image", "sim-speech", "sim-transcribe"],
+    "openai-videos": ["sim-video"],
+    "openai-embeddings": ["sim-embed"],
+    "rerank": ["sim-rerank"],
+}
+
+
+def media_stack(folder):
+    """A generator for a fixture; afterwards all that went through it must add up."""
+    stack = Stack(folder)
+    with stack.config_file.open("a") as file:
+        for provider, models in PROVIDERS.items():
+            file.write(
+                f'[[channels]]\nname = "m-{provider}"\nprovider = "{provider}"\n'
+                f'base_url = "{stack.sim.base_url}/v1"\ncredential = "env:SIM_KEY"\n'
+                f"models = {json.dumps(models)}\n"
+            )
+    try:
+        stack.start()
+        yield stack
+        told = stack.reconcile()
+        assert told.returncode == 0, told.stdout + told.stderr
+    finally:
+        code = stack.stop()
+    assert code == 0, stack.output.read_text()[-4000:]
