@@ -7,6 +7,8 @@ from pathlib import Path
 
 from tests.bench.process import free_port, wait_for_port
 
+LEFT_OUT_S = 1  # `fail_timeout`
+
 _CONFIG = """
 daemon off;
 user {user};
@@ -39,14 +41,14 @@ http {{
 
 
 class Balancer:
-    """Edges take turns; one that does not listen is left out for a second."""
+    """Edges take turns; one that does not listen is left out for `LEFT_OUT_S`."""
 
     def __init__(self, folder: Path, ports: list[int]) -> None:
         self.folder = folder
         folder.mkdir()
         self.port = free_port()
         servers = "\n    ".join(
-            f"server 127.0.0.1:{port} max_fails=1 fail_timeout=1s;" for port in ports
+            f"server 127.0.0.1:{port} max_fails=1 fail_timeout={LEFT_OUT_S}s;" for port in ports
         )
         names = {"user": getpass.getuser(), "folder": folder, "port": self.port}
         config = folder / "nginx.conf"

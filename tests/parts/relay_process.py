@@ -52,7 +52,11 @@ def events_on(config: schema.Bus) -> list:
 
 
 def first_copies(events: list) -> list:
-    return list({event.event_id: event for event in reversed(events)}.values())[::-1]
+    """Each event where it stands for the first time."""
+    found: dict[str, object] = {}
+    for event in events:
+        found.setdefault(event.event_id, event)
+    return list(found.values())
 
 
 class RelayProcess:
