@@ -35,6 +35,12 @@ def part_missing(name: str, reason: str) -> None:
     pytest.skip(f"{name} is missing: {reason}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first: with several processes the short ones fill what is left at the end."""
+    rank = {name: place for place, name in enumerate(("faults", "clients", "contract", "unit"))}
+    items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item, call):
     outcome = yield

@@ -15,8 +15,8 @@ from typing import IO, Final, NamedTuple
 
 from services.backends.lifecycle import die_with_parent
 
-BACK_OFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
-HEALTHY_S: Final = 30.0  # alive so long, a part starts with the shortest pause again
+BACK_OFF_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
+HEALTHY_S: Final = 5.0  # alive so long, a part starts with the shortest pause again
 LOG_MAX_BYTES: Final = 50 * 1024 * 1024
 _LOG_LOOK_S: Final = 10.0
 

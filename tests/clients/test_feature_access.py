@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.parts.feature import each_worker, holders, make_key, processes, wait_until
+from tests.parts.feature import each_worker, files, holders, make_key, processes, wait_until
 from tests.parts.stack import UPSTREAM_SECRET
 from tests.parts.wire import PATHS, request, text_body
 
@@ -124,7 +124,7 @@ def test_no_secret_is_in_a_log_in_ps_or_in_an_answer(stack):
         answers += bad.raw_head + bad.body()
     time.sleep(0.3)
     commands = "\n".join(" ".join(process.cmdline()) for process in processes(stack))
-    logs = [*stack.data_dir.rglob("*.log"), stack.output]
+    logs = files(stack, ".log")
     assert len(logs) > 3
     for text in (secret, wrong, UPSTREAM_SECRET):
         assert text.encode() not in answers

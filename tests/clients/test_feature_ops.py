@@ -5,7 +5,7 @@ import sqlite3
 import statistics
 import time
 
-from tests.parts.feature import holders, make_key
+from tests.parts.feature import files, holders, make_key
 from tests.parts.wire import PATHS, post, request, text_body
 
 SECRET_TEXT = "swordfish under the marmalade bridge"
@@ -130,7 +130,7 @@ def test_no_text_of_a_prompt_or_an_answer_is_kept(stack):
         assert request_id in kept["requests"]
         assert request_id in kept["bus"]
     assert holders(stack, SECRET_TEXT) == []
-    assert any(path.stat().st_size for path in stack.data_dir.rglob("*.log"))
+    assert any(path.stat().st_size for path in files(stack, ".log"))
 
 
 def test_what_an_upstream_says_of_an_error_is_not_kept(stack):

@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.parts.feature import files
 from tests.parts.stack import UPSTREAM_SECRET
 from tests.parts.wire import PATHS, frames, post, request, send, text_body
 
@@ -195,8 +196,7 @@ def test_credentials_do_not_cross(stack, style, dialect):
     assert key.encode() not in echo["head"] + echo["body"]
     assert UPSTREAM_SECRET.encode() in echo["head"]
     assert UPSTREAM_SECRET.encode() not in reply.raw_head + answer
-    logs = [p for p in stack.data_dir.rglob("*") if p.is_file() and p.suffix in (".log", ".jsonl")]
-    for path in [*logs, stack.output]:
+    for path in files(stack, ".log"):
         assert key.encode() not in path.read_bytes(), path
         assert UPSTREAM_SECRET.encode() not in path.read_bytes(), path
 

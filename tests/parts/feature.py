@@ -1,8 +1,10 @@
 """Shorthands of the feature tests, over a running stack."""
 
 import json
+import os
 import re
 import time
+from pathlib import Path
 
 import psutil
 
@@ -34,6 +36,16 @@ def wait_until(condition, timeout_s: float = 10.0, told=lambda: ""):
         assert time.monotonic() < deadline, told()
         time.sleep(0.05)
     return value
+
+
+def wait_everywhere(condition, timeout_s: float = 10.0):
+    """Until `condition` holds for a second: every worker knows it then, whichever was asked."""
+    deadline, since = time.monotonic() + timeout_s, time.monotonic()
+    while time.monotonic() - since < 1.0:
+        assert time.monotonic() < deadline
+        if not condition():
+            since = time.monotonic()
+        time.sleep(0.05)
 
 
 def each_worker(stack: Stack, path: str, key: str, count: int = 12) -> list[Reply]:
@@ -73,15 +85,27 @@ def worker_of(stack: Stack, reply: Reply) -> psutil.Process:
     raise LookupError(f"nobody serves the client port {port}")
 
 
+def files(stack: Stack, suffix: str = "") -> list[Path]:
+    """The files of the installation and its output. Folders that the outbox and the sinks remove
+    meanwhile are left out."""
+    found = [
+        Path(folder) / name
+        for folder, _, names in os.walk(stack.data_dir)
+        for name in names
+        if name.endswith(suffix)
+    ]
+    return [*found, stack.output]
+
+
 def holders(stack: Stack, text: str) -> list[str]:
     """The files of the installation, its logs among them, that hold `text`."""
     found = []
-    for path in [*stack.data_dir.rglob("*"), stack.output]:
+    for path in files(stack):
         try:
-            if path.is_file() and text.encode() in path.read_bytes():
+            if text.encode() in path.read_bytes():
                 found.append(path.name)
         except FileNotFoundError:
-            continue  # the outbox and the sinks remove files while they work
+            continue
     return found
 
 

@@ -35,7 +35,7 @@ from services.backends.telemetry import metric
 
 STALL_S: Final = 6.0  # no acknowledgement for this long: the producer is replaced
 _FOREVER_MS: Final = 24 * 3600 * 1000
-_SESSION_MS: Final = 10_000
+_SESSION_MS: Final = 6_000  # the least that a broker takes unless configured otherwise
 _CALL_MS: Final = 5_000
 _READ_IDLE_S: Final = 30.0
 _LINGER_MS: Final = 60_000  # `flush` sends; before it a chunk is whole

@@ -177,6 +177,15 @@ class BooksAudit:
             lambda connection: {row[0]: row[1] for row in connection.execute(query)},
         )
 
+    def taken_of(self, event_ids: Sequence[str]) -> set[str]:
+        """Which of these were taken, from whatever partition."""
+
+        def fn(connection: Connection) -> set[str]:
+            query = select(applied.c.event_id).where(applied.c.event_id.in_(event_ids))
+            return set(connection.execute(query).scalars())
+
+        return read(self._engine, fn)
+
     def last_movement(self) -> int:
         """The number of the newest event in the SQL outbox; 0 without one."""
         query = select(func.coalesce(func.max(sql_outbox.c.id), 0))
