@@ -74,7 +74,9 @@ def test_accounting_headers_come_before_the_first_frame(stack, dialect):
     reply.close()
 
 
-def test_each_event_reaches_the_client_within_50_ms(stack, dialect):
+def arrivals_and_times(stack, dialect):
+    """When each event of a stream came to the client, in seconds, and when it left the provider,
+    in microseconds."""
     before = stack.sim.last_id()
     reply = post(stack, dialect, stack.key("fault-slow-300"), stream=True)
     arrivals, seen = [], b""
@@ -83,8 +85,15 @@ def test_each_event_reaches_the_client_within_50_ms(stack, dialect):
         seen = (seen + data).rpartition(b"\n\n")[2]
     times = stack.sim.wait_for_calls(1, after=before)[0]["event_times_us"]
     if dialect == "chat":  # the usage chunk stays here: its end marker follows one pause later
-        times = times[:-2]
-        arrivals = arrivals[:-1]
+        return arrivals[:-1], times[:-2]
+    return arrivals, times
+
+
+def test_each_event_reaches_the_client_within_50_ms(stack, dialect):
+    for _ in range(5):
+        arrivals, times = arrivals_and_times(stack, dialect)
+        if len(arrivals) == len(times):
+            break  # else the provider stood still on a busy machine, and a ping of ours came
     delays = [at * 1000 - us / 1000 for at, us in zip(arrivals, times, strict=True)]
     assert len(delays) > 5
     assert sorted(delays)[-2] < 50, delays  # a busy machine may be late once

@@ -94,7 +94,7 @@ def files(stack: Stack, suffix: str = "") -> list[Path]:
         for name in names
         if name.endswith(suffix)
     ]
-    return [*found, stack.output]
+    return [*(path for path in found if path.is_file()), stack.output]
 
 
 def holders(stack: Stack, text: str) -> list[str]:
