@@ -7,6 +7,7 @@ import falcon
 from schemas.errors import Code
 from services.backends.objects.port import StoreUnavailable
 from services.backends.sql.deliveries import Deliveries
+from services.backends.sql.endpoints import Endpoints
 from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.telemetry import get_logger
 from services.batch.callbacks import CallbackSecrets
@@ -14,6 +15,7 @@ from services.batch.changes import ChangeFeed
 from services.batch.resources import (
     artifacts,
     callbacks,
+    endpoints,
     files,
     internal,
     jobs,
@@ -26,7 +28,11 @@ from services.core.errors import Refusal
 
 
 def create_app(
-    service: Service, feed: ChangeFeed, deliveries: Deliveries, secrets: CallbackSecrets
+    service: Service,
+    feed: ChangeFeed,
+    deliveries: Deliveries,
+    registered: Endpoints,
+    secrets: CallbackSecrets,
 ) -> falcon.App:
     """The WSGI application."""
     app = falcon.App()
@@ -48,6 +54,12 @@ def create_app(
     sent = callbacks.DeliveriesResource(service, deliveries)
     app.add_route("/v1/jobs/{job_id}/deliveries", sent)
     app.add_route("/v1/webhooks/secret", callbacks.SecretResource(service, secrets))
+    hooks = endpoints.EndpointsResource(service, registered, secrets)
+    app.add_route("/v1/webhooks/endpoints", hooks)
+    hook = endpoints.EndpointResource(service, registered, deliveries, secrets)
+    app.add_route("/v1/webhooks/endpoints/{endpoint_id}", hook)
+    app.add_route("/v1/webhooks/endpoints/{endpoint_id}/rotate", hook, suffix="rotate")
+    app.add_route("/v1/webhooks/endpoints/{endpoint_id}/deliveries", hook, suffix="deliveries")
     again = callbacks.RedeliverResource(service, deliveries)
     app.add_route("/v1/webhooks/deliveries/{delivery_id}/redeliver", again)
     app.add_route("/v1/files", files.FilesResource(service))

@@ -17,6 +17,7 @@ from services.backends.sql import revision
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog
 from services.backends.sql.deliveries import Deliveries
+from services.backends.sql.endpoints import Endpoints
 from services.backends.sql.engine import open_engine
 from services.backends.sql.housekeeping import Housekeeping
 from services.backends.sql.job_claims import JobClaims
@@ -89,10 +90,11 @@ class Batch:
         signer = LinkSigner(secret, clock, config.artifacts.url_lifetime_s)
         service = Service(parts, engine, signer, secret)
         deliveries, secrets = Deliveries(self._engine), CallbackSecrets(secret)
+        endpoints = Endpoints(self._engine)
         receivers = Fetcher(Guard(config.batch.callback_networks))
-        callbacks = Callbacks(parts, deliveries, receivers, signer, secrets)
+        callbacks = Callbacks(parts, deliveries, endpoints, receivers, signer, secrets)
         server = PrivateServer(
-            create_app(service, feed, deliveries, secrets),
+            create_app(service, feed, deliveries, endpoints, secrets),
             under(config, config.batch.socket),
             config.batch.listen,
             threads=config.batch.http_threads,

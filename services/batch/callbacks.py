@@ -1,7 +1,8 @@
-"""Tells the receiver that a client named with its job how the job ended.
+"""Tells how a job ended: to the receiver that its client named, and to endpoints of its account.
 
-Signed by Standard Webhooks with the account's secret; `X-Tollgate-Signature` is the HMAC of the raw
-body for receivers that want one line. An outage of a receiver never touches a job.
+Signed by Standard Webhooks with the secret of the account or of the endpoint;
+`X-Tollgate-Signature` is the HMAC of the raw body for receivers that want one line. An outage of a
+receiver never touches a job, nor, for long, the callbacks of others.
 """
 
 import base64
@@ -9,13 +10,14 @@ import hashlib
 import hmac
 import random
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Final
 
 import msgspec
 
 from services.backends.http.fetch import Fetcher, FetchFailed, FetchRefused
 from services.backends.sql.deliveries import Deliveries, Delivery
+from services.backends.sql.endpoints import Endpoint, Endpoints
 from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.telemetry import get_logger
 from services.batch.links import Links, LinkSigner
@@ -31,20 +33,31 @@ from services.core.webhooks import (
 )
 
 _POLL_S: Final = 0.5
-_THREADS: Final = 4
+_THREADS: Final = 8
 _DEADLINE_S: Final = 15.0
+_BOTH_US: Final = 86_400 * 1_000_000  # after a rotation the secret before signs as well
 
 
 class CallbackSecrets:
-    """The secret of each account, derived, so that there is nothing to store."""
+    """The secrets of accounts and endpoints, derived, so that there is nothing to store."""
 
     def __init__(self, secret: bytes) -> None:
         self._key = hmac.new(secret, b"tollgate callbacks", hashlib.sha256).digest()
 
-    def of(self, account_id: str) -> str:
-        """`whsec_` and base64."""
-        digest = hmac.new(self._key, account_id.encode(), hashlib.sha256).digest()
+    def of(self, name: str) -> str:
+        """`whsec_` and base64: the secret of an account, by its id."""
+        digest = hmac.new(self._key, name.encode(), hashlib.sha256).digest()
         return "whsec_" + base64.b64encode(digest).decode()
+
+    def of_endpoint(self, endpoint: Endpoint, before: int = 0) -> str:
+        """The present one, or the one so many rotations before."""
+        return self.of(f"{endpoint.id}.{endpoint.secret_no - before}")
+
+    def signing(self, endpoint: Endpoint, now_us: int) -> list[str]:
+        """What signs now, the newest first."""
+        rotated_at = endpoint.rotated_at
+        both = rotated_at is not None and now_us < rotated_at + _BOTH_US
+        return [self.of_endpoint(endpoint, before) for before in range(2 if both else 1)]
 
 
 class Callbacks:
@@ -54,12 +67,14 @@ class Callbacks:
         self,
         parts: Parts,
         deliveries: Deliveries,
+        endpoints: Endpoints,
         fetcher: Fetcher,
         signer: LinkSigner,
         secrets: CallbackSecrets,
     ) -> None:
         self._parts = parts
         self._deliveries = deliveries
+        self._endpoints = endpoints
         self._fetcher = fetcher
         self._links = Links(signer, parts.config.artifacts.public_url)
         self._secrets = secrets
@@ -67,16 +82,23 @@ class Callbacks:
 
     def run(self, stop: threading.Event) -> None:
         """Until `stop`."""
+        busy: set[Future[None]] = set()
         with ThreadPoolExecutor(_THREADS, thread_name_prefix="callback") as pool:
             while not stop.is_set():
-                try:
-                    due = self._deliveries.claim(_THREADS)
-                except DatabaseUnavailable as ex:
-                    self._log.warning("callbacks_not_claimed", error=str(ex))
-                    due = []
-                list(pool.map(self._deliver, due))
-                if not due:
+                due = self._due(_THREADS - len(busy))
+                busy |= {pool.submit(self._deliver, each) for each in due}
+                if len(busy) == _THREADS:
+                    wait(busy, _POLL_S, FIRST_COMPLETED)
+                elif not due:
                     stop.wait(_POLL_S)
+                busy = {each for each in busy if not each.done()}
+
+    def _due(self, room: int) -> list[Delivery]:
+        try:
+            return self._deliveries.claim(room) if room else []
+        except DatabaseUnavailable as ex:
+            self._log.warning("callbacks_not_claimed", error=str(ex))
+            return []
 
     def _deliver(self, held: Delivery) -> None:
         try:
@@ -93,11 +115,13 @@ class Callbacks:
 
     def _send(self, held: Delivery, body: bytes) -> tuple[int, str, float | None, bool]:
         """Status (0: no answer), what went wrong, the receiver's wish, whether it is over."""
-        secret = self._secrets.of(held.account_id)
-        now_s = self._parts.clock.now_us() // 1_000_000
+        now_us = self._parts.clock.now_us()
+        secrets = self._signing(held, now_us)
+        if not secrets:
+            return 0, "its endpoint was deleted", None, True
         signed = {
-            **headers([secret], held.id, now_s, body),
-            BODY_SIGNATURE_HEADER: body_signature(secret, body),
+            **headers(secrets, held.id, now_us // 1_000_000, body),
+            BODY_SIGNATURE_HEADER: body_signature(secrets[0], body),
             "content-type": "application/json",
             "user-agent": "tollgate",
         }
@@ -112,12 +136,18 @@ class Callbacks:
         retry_after_s = float(wish) if wish.isdecimal() else None
         return told.status, message, retry_after_s, disables(told.status)
 
+    def _signing(self, held: Delivery, now_us: int) -> list[str]:
+        if held.endpoint_id is None:
+            return [self._secrets.of(held.account_id)]
+        found = self._endpoints.get(held.account_id, held.endpoint_id)
+        return self._secrets.signing(found, now_us) if found else []
+
     def _body(self, held: Delivery) -> str:
-        """What the job's own wire shows of it."""
+        """What the job's own wire shows of it; endpoints get one shape for all jobs."""
         job = self._parts.jobs.get(held.job_id)
         assert job is not None
         artifacts = self._parts.jobs.artifacts([job.id])
-        if job.source.startswith("/v1/tasks"):
+        if held.endpoint_id is None and job.source.startswith("/v1/tasks"):
             return msgspec.json.encode(task_view(job, artifacts, self._links)).decode()
         told = {
             "type": held.type,

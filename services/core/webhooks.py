@@ -18,6 +18,7 @@ TIMESTAMP_HEADER: Final = "webhook-timestamp"
 SIGNATURE_HEADER: Final = "webhook-signature"
 BODY_SIGNATURE_HEADER: Final = "x-tollgate-signature"
 TOLERANCE_S: Final = 300
+EVENTS: Final = ("job.completed", "job.failed", "job.cancelled", "job.expired")
 # Between an attempt and the next: the schedule of the standard.
 RETRY_DELAYS_S: Final = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 _JITTER: Final = 0.1

@@ -158,3 +158,21 @@ def test_refusals_have_openais_shape_whoever_calls(media):
     ):
         _, _, told = send(media, "POST", path, body, **{"anthropic-version": "2023-06-01"})
         assert json.loads(told)["error"]["code"] == expected, told
+
+
+def test_webhook_endpoints_at_the_public_door(media):
+    path = "/v1/webhooks/endpoints"
+    status, _, told = send(media, "POST", path, {"url": "https://receiver.test/hook"})
+    made = json.loads(told)
+    assert (status, made["secret"][:6]) == (201, "whsec_")
+    body = {"events": ["job.failed"], "status": "disabled"}
+    changed = json.loads(send(media, "PATCH", f"{path}/{made['id']}", body)[2])
+    assert (changed["events"], changed["status"]) == (["job.failed"], "disabled")
+    rotated = json.loads(send(media, "POST", f"{path}/{made['id']}/rotate")[2])
+    assert rotated["secret"] != made["secret"]
+    assert json.loads(send(media, "GET", path)[2])["data"] == [
+        {name: value for name, value in rotated.items() if name != "secret"}
+    ]
+    assert json.loads(send(media, "GET", f"{path}/{made['id']}/deliveries")[2])["data"] == []
+    assert send(media, "DELETE", f"{path}/{made['id']}")[0] == 200
+    assert send(media, "GET", f"{path}/{made['id']}")[0] == 404

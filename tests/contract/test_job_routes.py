@@ -8,8 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from sqlalchemy import update
 
 from services.backends.sql import migrate
+from services.backends.sql.engine import write
+from services.backends.sql.job_tables import endpoint
 from services.core import webhooks
 from tests.parts.batch_house import BatchHouse
 from tests.parts.postgres import POSTGRES, SQLITE, drop_database, postgres_url
@@ -332,16 +335,24 @@ class Receiver(BaseHTTPRequestHandler):
         pass
 
 
-def test_a_callback_is_signed_and_sent_again_until_it_is_taken(house):
+@pytest.fixture
+def receiver():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Receiver)
-    server.got, server.answers = [], [500]
+    server.got, server.answers = [], []
+    server.url = f"http://127.0.0.1:{server.server_port}/hook"
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_port}/hook"
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_callback_is_signed_and_sent_again_until_it_is_taken(house, receiver):
+    server, url = receiver, receiver.url
+    server.answers = [500]
     made = submit_task(house, params={"prompt": "a fox"}, callback_url=url)[1]
     job_id = made["task_id"].replace("task_", "job_")
     secret = house.call("GET", "/v1/webhooks/secret")[1]["secret"]
     house.until(lambda: len(server.got) == 2, "the second try")
-    server.shutdown()
     (first, body), (second, same) = server.got
     assert body == same
     assert first["webhook-id"] == second["webhook-id"]
@@ -364,3 +375,90 @@ def test_a_callback_into_a_closed_network_is_never_sent(house):
     house.until(lambda: [d for d in house.call("GET", path)[1]["data"] if d["attempts"]], "a try")
     sent = house.call("GET", path)[1]["data"][0]
     assert (sent["response_status"], sent["next_attempt_at"]) == (0, None)
+
+
+HOOKS = "/v1/webhooks/endpoints"
+
+
+def test_an_endpoint_is_told_of_the_jobs_of_its_account(house, receiver):
+    made = house.call("POST", HOOKS, {"url": receiver.url, "events": ["job.completed"]})
+    assert made[0] == 201
+    hook = made[1]
+    path, first = f"{HOOKS}/{hook['id']}", hook.pop("secret")
+    assert (hook["status"], hook["events"]) == ("active", ["job.completed"])
+    assert house.call("GET", path) == (200, hook)
+    assert house.call("GET", HOOKS)[1]["data"] == [hook]
+    assert code(house.call("POST", HOOKS, {"url": receiver.url})) == (409, "conflict")
+    for wrong in ({"url": "ftp://a.test"}, {"url": "http://a.test", "events": ["job.lost"]}, {}):
+        assert code(house.call("POST", HOOKS, wrong)) == (400, "invalid_param")
+    stranger = house.catalog.create_account(f"stranger-{house.account.id}")
+    theirs, _ = house.catalog.create_key(stranger.id, "other")
+    for method in ("GET", "PATCH", "DELETE"):
+        assert code(house.call(method, path, {}, key=theirs)) == (404, "not_found")
+
+    done = submit_task(house, params={"prompt": "a fox"})[1]["task_id"].replace("task_", "job_")
+    house.until(lambda: receiver.got, "the first delivery")
+    headers, body = receiver.got[0]
+    assert webhooks.verify(first, headers, body, int(time.time()))
+    told = json.loads(body)
+    assert (told["type"], told["data"]["id"]) == ("job.completed", done)
+    assert told["data"]["state"] == "completed"
+
+    second = house.call("POST", path + "/rotate")[1]["secret"]
+    assert second != first
+    house.wait_for(house.submit("sim-image", prompt="a fox sim:fault create-moderated")["id"])
+    house.call("PATCH", path, {"events": ["job.failed"], "description": "errors"})
+    failed = house.submit("sim-image", prompt="a fox sim:fault create-moderated")["id"]
+    house.until(lambda: len(receiver.got) == 2, "the second delivery")
+    headers, body = receiver.got[1]
+    assert json.loads(body)["data"]["id"] == failed  # what it did not want was never planned
+    for secret in (first, second):
+        assert webhooks.verify(secret, headers, body, int(time.time()))
+    assert headers["x-tollgate-signature"] == webhooks.body_signature(second, body)
+
+    log = house.call("GET", path + "/deliveries?limit=1")[1]
+    assert (log["data"][0]["job_id"], log["has_more"]) == (failed, True)
+    older = house.call("GET", f"{path}/deliveries?cursor={log['next_cursor']}")[1]
+    assert [each["job_id"] for each in older["data"]] == [done]
+    assert house.call("DELETE", path)[1]["deleted"]
+    again = f"/v1/webhooks/deliveries/{log['data'][0]['id']}/redeliver"
+    assert code(house.call("POST", again)) == (404, "not_found")
+    assert len(receiver.got) == 2
+
+
+def redeliver(house, path):
+    """What was planned last, by hand."""
+    last = house.call("GET", path + "/deliveries")[1]["data"][0]["id"]
+    assert house.call("POST", f"/v1/webhooks/deliveries/{last}/redeliver")[0] == 202
+
+
+def test_an_endpoint_that_is_gone_or_takes_nothing_is_disabled(house, receiver):
+    hook = house.call("POST", HOOKS, {"url": receiver.url})[1]
+    path = f"{HOOKS}/{hook['id']}"
+
+    def state():
+        found = house.call("GET", path)[1]
+        return found["status"], found["disabled_reason"]
+
+    receiver.answers = [410]
+    house.submit("sim-image")
+    house.until(lambda: state() == ("disabled", "it answered 410"), "the end of it")
+    assert house.call("GET", path + "/deliveries")[1]["data"][0]["next_attempt_at"] is None
+    house.wait_for(house.submit("sim-image")["id"])
+    assert len(house.call("GET", path + "/deliveries")[1]["data"]) == 1
+    assert house.call("PATCH", path, {"status": "active"})[1]["disabled_reason"] is None
+    receiver.answers = [500]
+    house.submit("sim-image")
+    house.until(lambda: house.call("GET", path)[1]["failing_since"], "a failure")
+    redeliver(house, path)
+    house.until(lambda: not house.call("GET", path)[1]["failing_since"], "the next try")
+    receiver.answers = [500]
+    long_ago = {"failing_at": 1}
+    mine = endpoint.c.id == hook["id"]
+    write(house.engine, lambda c: c.execute(update(endpoint).where(mine).values(long_ago)))
+    house.submit("sim-image")
+    house.until(lambda: state() == ("disabled", "it took nothing for 5 days"), "the end of it")
+    assert len(receiver.got) == 4
+    redeliver(house, path)
+    house.until(lambda: len(receiver.got) == 5, "what was asked for by hand")
+    assert state()[0] == "disabled"

@@ -12,6 +12,7 @@ from services.backends.sql.job_rows import as_job, write_attempt
 from services.backends.sql.job_tables import (
     artifact,
     attempt,
+    delivery,
     idempotency,
     job,
     job_event,
@@ -21,6 +22,7 @@ from services.backends.sql.job_tables import (
 from services.core.jobs import AttemptState
 
 _EVENTS_KEPT_US = 24 * 3600 * 1_000_000
+_DELIVERIES_KEPT_US = 30 * 86_400 * 1_000_000
 
 
 class Watched(NamedTuple):
@@ -139,7 +141,7 @@ class Housekeeping:
         return write(self._engine, fn)
 
     def purge(self, idempotency_us: int, limit: int) -> int:
-        """Deletes names of submissions and events of jobs that are old enough."""
+        """Deletes names of submissions, events of jobs and deliveries that are old enough."""
 
         def fn(connection: Connection) -> int:
             now = database_now_us(connection)
@@ -161,9 +163,15 @@ class Housekeeping:
                 .order_by(job_event.c.id)
                 .limit(limit)
             )
+            gone += connection.execute(delete(job_event).where(job_event.c.id.in_(seen))).rowcount
+            oldest = f"whd_{(now - _DELIVERIES_KEPT_US) // 1000:012x}"  # ids begin with their time
+            sent = (
+                select(delivery.c.id)
+                .where(delivery.c.id < oldest, delivery.c.next_at.is_(None))
+                .limit(limit)
+            )
             return (
-                gone
-                + connection.execute(delete(job_event).where(job_event.c.id.in_(seen))).rowcount
+                gone + connection.execute(delete(delivery).where(delivery.c.id.in_(sent))).rowcount
             )
 
         return write(self._engine, fn)

@@ -175,6 +175,7 @@ delivery = Table(
     Column("id", Text, primary_key=True, comment="whd_<hex>; webhook-id of every try"),
     Column("job_id", Text, ForeignKey("job.id"), nullable=False, index=True, comment="whose"),
     Column("account_id", Text, ForeignKey("account.id"), nullable=False, comment="whose"),
+    Column("endpoint_id", Text, comment="whose URL it is; NULL: the job's own"),
     Column("url", Text, nullable=False, comment="as the client gave it"),
     Column("type", Text, nullable=False, comment="job.completed, ..."),
     Column("body", Text, nullable=False, comment="JSON, as it is sent"),
@@ -186,4 +187,23 @@ delivery = Table(
     Column("created_at", BigInteger, nullable=False, comment="database time"),
     Column("delivered_at", BigInteger, comment="when the receiver said 2xx"),
     Index("ix_webhook_delivery_due", "next_at", sqlite_where=_OPEN, postgresql_where=_OPEN),
+    Index("ix_webhook_delivery_endpoint", "endpoint_id", "created_at", "id"),
+)
+
+endpoint = Table(
+    "webhook_endpoint",
+    metadata,
+    Column("id", Text, primary_key=True, comment="whk_<hex>"),
+    Column("account_id", Text, ForeignKey("account.id"), nullable=False, comment="whose"),
+    Column("url", Text, nullable=False, comment="where its events are sent"),
+    Column("events", Text, nullable=False, comment="JSON list: job.completed, ..."),
+    Column("description", Text, nullable=False, comment="the client's own words"),
+    Column("status", Text, nullable=False, comment="active | disabled"),
+    Column("reason", Text, nullable=False, comment="why it is disabled; empty: by its account"),
+    Column("secret_no", Integer, nullable=False, comment="grows with every rotation, from 1"),
+    Column("rotated_at", BigInteger, comment="when; the secret before signs a day longer"),
+    Column("failing_at", BigInteger, comment="since when nothing was taken; NULL: it is well"),
+    Column("created_at", BigInteger, nullable=False, comment="database time"),
+    Column("updated_at", BigInteger, nullable=False, comment="when its account changed it"),
+    UniqueConstraint("account_id", "url"),
 )

@@ -1,9 +1,11 @@
 """Callbacks: the account's secret, what was delivered of a job, once more."""
 
+from typing import Any
+
 import falcon
 
 from schemas.errors import Code
-from services.backends.sql.deliveries import Deliveries
+from services.backends.sql.deliveries import Deliveries, Delivery
 from services.batch.callbacks import CallbackSecrets
 from services.batch.resources.base import Service, answer
 from services.batch.resources.jobs import own
@@ -31,20 +33,7 @@ class DeliveriesResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, job_id: str) -> None:
         job = own(self._service, req, job_id)
-        found = [
-            {
-                "id": each.id,
-                "type": each.type,
-                "url": each.url,
-                "attempts": each.tries,
-                "response_status": each.status,
-                "message": each.message or None,
-                "created_at": moment(each.created_at),
-                "delivered_at": moment(each.delivered_at),
-                "next_attempt_at": moment(each.next_at),
-            }
-            for each in self._deliveries.listed(job.account_id, job.id)
-        ]
+        found = [delivery_view(each) for each in self._deliveries.listed(job.account_id, job.id)]
         answer(resp, {"object": "list", "data": found})
 
 
@@ -60,3 +49,20 @@ class RedeliverResource:
         if not self._deliveries.again(account_id, delivery_id):
             raise Refusal(Code.NOT_FOUND, "not_found: this account has no such delivery")
         answer(resp, {"id": delivery_id, "status": "due"}, 202)
+
+
+def delivery_view(each: Delivery) -> dict[str, Any]:
+    """One line of the log: the last try and the next."""
+    return {
+        "id": each.id,
+        "type": each.type,
+        "job_id": f"job_{each.job_id}",
+        "endpoint_id": each.endpoint_id,
+        "url": each.url,
+        "attempts": each.tries,
+        "response_status": each.status,
+        "message": each.message or None,
+        "created_at": moment(each.created_at),
+        "delivered_at": moment(each.delivered_at),
+        "next_attempt_at": moment(each.next_at),
+    }

@@ -106,7 +106,7 @@ class JobRoute(Authenticated):
     def _on(self, req: falcon.Request, resp: falcon.Response, **fields: str) -> None:
         def answer(caller: Caller) -> None:
             body = b""
-            if req.method == "POST":
+            if req.method in ("POST", "PATCH"):
                 edge = self._worker.config.edge
                 body = read_body(req.env, self._body_max, edge.body_timeout_s)
             if not self._counted or req.method != "POST":

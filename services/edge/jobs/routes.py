@@ -27,6 +27,11 @@ def add_job_routes(app: falcon.App, worker: Worker) -> None:
     app.add_route("/v1/jobs/{job_id}/redrive", JobRoute(forwarder, "post", counted=True))
     app.add_route("/v1/jobs/{job_id}/deliveries", JobRoute(forwarder, "get"))
     app.add_route("/v1/webhooks/secret", JobRoute(forwarder, "get"))
+    app.add_route("/v1/webhooks/endpoints", JobRoute(forwarder, "get", "post"))
+    hook = "/v1/webhooks/endpoints/{endpoint_id}"
+    app.add_route(hook, JobRoute(forwarder, "get", "patch", "delete"))
+    app.add_route(hook + "/rotate", JobRoute(forwarder, "post"))
+    app.add_route(hook + "/deliveries", JobRoute(forwarder, "get"))
     again = JobRoute(forwarder, "post")
     app.add_route("/v1/webhooks/deliveries/{delivery_id}/redeliver", again)
     largest = worker.config.edge.max_body_bytes
