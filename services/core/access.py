@@ -71,6 +71,9 @@ def _why_not(snapshot: Snapshot, key: Key | None, now_us: int) -> Refusal | None
     return None
 
 
+REVOKED: Final = "this API key was revoked"
+
+
 def is_revoked(snapshot: Snapshot, key: Key) -> bool:
     """Whether a key that was live when its request began has been taken away since."""
     now = snapshot.keys.get(key.secret_sha256)

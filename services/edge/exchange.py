@@ -109,7 +109,7 @@ class Exchange:
     def connected(self, call: Call) -> None:
         """The upstream connection exists: from now on a hang-up can end it."""
         self.call = call
-        if self.watch is not None and self.watch.gone:
+        if self.cut or (self.watch is not None and self.watch.gone):
             call.abort()
 
     def on_gone(self) -> None:

@@ -13,7 +13,7 @@ from services.backends.http.private_client import PrivateClient
 from services.backends.outbox import Outbox, Sealed
 from services.backends.query_client import QueryClient
 from services.backends.sql.accounts import Accounts
-from services.core.access import is_revoked
+from services.core.access import REVOKED, is_revoked
 from services.core.outcomes import BYTES_PER_TOKEN
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
@@ -74,6 +74,7 @@ class Worker:
         self._confirm = confirm
         self.stopping = False
         self.active: set[Exchange] = set()
+        self.on_view: list[Callable[[View], None]] = [self._end_revoked]  # the catalog has changed
         self._seen = snapshots.current
         self._confirmed = -1  # the catalog version that this worker said to act on
 
@@ -103,20 +104,22 @@ class Worker:
         view = self.snapshots.current
         if view is not self._seen:
             self._seen = view
-            self._end_revoked(view)
+            for act in self.on_view:
+                act(view)
         if view.version != self._confirmed:
             self.threads.apply(self._confirm, (view.version,))
             self._confirmed = view.version
 
     def _end_revoked(self, view: View) -> None:
         """Running streams of keys that were taken away end with an error frame; what was sent of
-        them is due."""
+        them is due. What is still being admitted is refused, or ends at its first connection."""
         for x in list(self.active):
-            if x.key is None or x.call is None or x.parsed is None or not x.parsed.stream:
+            if x.key is None or (x.requested and x.parsed is not None and not x.parsed.stream):
                 continue
             if is_revoked(view.snapshot, x.key):
-                x.cut = "this API key was revoked"
-                x.call.abort()
+                x.cut = REVOKED
+                if x.call is not None:
+                    x.call.abort()
 
     def _every(self, interval_s: float, step: Callable[[], None]) -> None:
         failing = False

@@ -4,12 +4,14 @@ import json
 import time
 import urllib.error
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 
 import openai
 import pytest
 
 from tests.parts.feature import wait_until
 from tests.parts.media import media_stack
+from tests.parts.wire import request
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +150,51 @@ def test_a_wait_ends_with_its_time(media):
     assert (status, job["completed_at"]) == (202, None)
     assert 0.9 < time.monotonic() - began_s < 20
     assert send(media, "POST", f"/v1/jobs/{job['id']}/cancel")[0] in (200, 202)
+
+
+def test_revocation_of_the_parent_ends_streams_and_waits_of_a_key(media):
+    catalog, account = media._open_books().catalog, media.new_account()
+    parent, _ = catalog.create_key(account, "parent")
+    _, key = catalog.create_key(account, "child", parent_id=parent.id)
+    body = {"model": "sim-video", "params": {"prompt": "sim:run-ms 20000", "duration_seconds": 1}}
+    made = request(media.port, "POST", "/v1/tasks/submit", key=key, body=json.dumps(body).encode())
+    task_id = made.json()["task_id"]
+    job = f"/v1/jobs/{task_id.replace('task_', 'job_')}"
+    slow = json.dumps({"model": "sim-image", "prompt": "sim:run-ms 6000"}).encode()
+    asked = [
+        ("GET", f"/v1/tasks/stream/{task_id}", b""),
+        ("GET", f"{job}/events", b""),
+        ("GET", f"{job}?wait=30", b""),
+        ("POST", "/v1/images/generations", slow),
+    ]
+    ended_s = {}
+
+    def follow(method, path, body):
+        reply = request(media.port, method, path, key=key, body=body, timeout_s=40)
+        told = reply.body()
+        ended_s[path] = time.monotonic()
+        return reply.status, told
+
+    with ThreadPoolExecutor(len(asked)) as pool:
+        followed = [pool.submit(follow, *each) for each in asked]
+        wait_until(lambda: len(media.get("/v1/jobs", key)["data"]) == 2)
+        time.sleep(0.5)  # all of them wait; one that came later would be refused as well
+        assert not ended_s
+        catalog.revoke_key(parent.id)
+        began_s = time.monotonic()
+        answers = [each.result() for each in followed]
+    assert max(ended_s.values()) - began_s < 1.5, (began_s, ended_s)
+    for status, told in answers[:2]:
+        assert status == 200
+        assert b'event: error\ndata: {"error":{"message":"this API key was revoked"' in told
+    for status, told in answers[2:]:
+        assert (status, json.loads(told)["error"]["code"]) == (401, "invalid_api_key")
+    other = media.new_key(account=account)
+    jobs = wait_until(
+        lambda: [each for each in media.get("/v1/jobs", other)["data"] if each["completed_at"]], 30
+    )
+    assert [(each["kind"], each["state"]) for each in jobs] == [("image", "cancelled")]
+    assert request(media.port, "POST", f"{job}/cancel", key=other).status in (200, 202)
 
 
 def test_refusals_have_openais_shape_whoever_calls(media):

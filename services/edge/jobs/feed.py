@@ -17,6 +17,9 @@ from gevent.event import Event
 from services.backends import telemetry
 from services.backends.http.private_client import ApiUnavailable, PrivateClient
 from services.backends.identity import OPERATOR
+from services.core.access import is_revoked
+from services.core.catalog import Key
+from services.edge.snapshot import View
 
 _TIMEOUT_S: Final = 30.0
 _RETRY_S: Final = 0.5
@@ -30,27 +33,52 @@ class _Changes(msgspec.Struct):
     all: bool
 
 
+class Watcher:
+    """One client that waits for changes of a job. `revoked`: its key was taken away."""
+
+    def __init__(self, key: Key, revoked: bool) -> None:
+        self.key = key
+        self.revoked = revoked
+        self._event = Event()
+
+    def wake(self) -> None:
+        self._event.set()
+
+    def wait(self, timeout_s: float) -> None:
+        """Until something has changed, at most so long."""
+        if not self.revoked:
+            self._event.wait(timeout_s)
+            self._event.clear()
+
+
 class JobFeed:
-    """Asks while somebody watches. `watching` gives an event that is set at every change."""
+    """Asks while somebody watches. `watching` gives a watcher that is woken at every change."""
 
     def __init__(self, client: PrivateClient) -> None:
         self._client = client
-        self._watchers: dict[str, set[Event]] = defaultdict(set)
+        self._watchers: dict[str, set[Watcher]] = defaultdict(set)
         self._asking: gevent.Greenlet | None = None
 
     @contextmanager
-    def watching(self, job_id: str) -> Iterator[Event]:
+    def watching(self, job_id: str, key: Key, view: View) -> Iterator[Watcher]:
         """For as long as a job is watched; `job_id` without its prefix."""
-        event = Event()
-        self._watchers[job_id].add(event)
+        watcher = Watcher(key, is_revoked(view.snapshot, key))
+        self._watchers[job_id].add(watcher)
         if self._asking is None or self._asking.dead:
             self._asking = gevent.spawn(self._ask)
         try:
-            yield event
+            yield watcher
         finally:
-            self._watchers[job_id].discard(event)
+            self._watchers[job_id].discard(watcher)
             if not self._watchers[job_id]:
                 del self._watchers[job_id]
+
+    def end_revoked(self, view: View) -> None:
+        """The catalog has changed: who watches with a key that was taken away is told."""
+        for watcher in [each for found in self._watchers.values() for each in found]:
+            if is_revoked(view.snapshot, watcher.key):
+                watcher.revoked = True
+                watcher.wake()
 
     def _ask(self) -> None:
         cursor = ""
@@ -66,5 +94,5 @@ class JobFeed:
                 continue
             cursor = found.cursor
             for job_id in list(self._watchers) if found.all else found.jobs:
-                for event in self._watchers.get(job_id, ()):
-                    event.set()
+                for watcher in self._watchers.get(job_id, ()):
+                    watcher.wake()

@@ -1,6 +1,7 @@
 """Forwards the routes of jobs to the batch service with the caller's identity, signed."""
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any, Final
 
 import falcon
@@ -9,10 +10,11 @@ import msgspec
 
 from schemas.errors import Code
 from services.backends.http.private_client import Answer, ApiUnavailable, NotReached
+from services.core.access import REVOKED
 from services.core.errors import Refusal
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.body import read_body
-from services.edge.jobs.feed import JobFeed
+from services.edge.jobs.feed import JobFeed, Watcher
 from services.edge.rates import RETURN_WAIT_S
 from services.edge.worker import Worker
 
@@ -51,7 +53,13 @@ class Forwarder:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self.feed = JobFeed(worker.batch)
+        self._feed = JobFeed(worker.batch)
+        worker.on_view.append(self._feed.end_revoked)
+
+    def watching(self, caller: Caller, job_id: str) -> AbstractContextManager[Watcher]:
+        """While the caller waits for changes of a job; `job_id` with or without its prefix."""
+        bare = job_id.removeprefix("task_").removeprefix("job_")
+        return self._feed.watching(bare, caller.key, self.worker.snapshots.current)
 
     def ask(
         self, req: falcon.Request, method: str, target: str, caller: Caller | None, body: bytes
@@ -136,10 +144,11 @@ class JobRoute(Authenticated):
         resp.set_header("etag", f'"{_peek(told).version}"')
 
     def _wait(self, req: falcon.Request, caller: Caller, told: bytes, wait_s: float) -> bytes:
-        """The job's answer once it has changed (a submission: ended), at the latest in `wait_s`."""
+        """The job's answer once it has changed (a submission: ended), at the latest in `wait_s`.
+        Raises Refusal(INVALID_API_KEY) once the caller's key is revoked."""
         before = _peek(told)
         until_s = self._worker.clock.monotonic_s() + wait_s
-        with self._forwarder.feed.watching(before.id.removeprefix("job_")) as changed:
+        with self._forwarder.watching(caller, before.id) as changed:
             while True:
                 answer = self._forwarder.ask(req, "GET", f"/v1/jobs/{before.id}", caller, b"")
                 told = answer.body()
@@ -151,7 +160,8 @@ class JobRoute(Authenticated):
                 if left_s <= 0:
                     return told
                 changed.wait(min(left_s, 5.0))
-                changed.clear()
+                if changed.revoked:
+                    raise Refusal(Code.INVALID_API_KEY, REVOKED)
 
 
 class LinkRoute:

@@ -7,9 +7,13 @@ import falcon
 import gevent
 import msgspec
 
+from schemas.errors import Code
 from services.backends.http.private_client import ApiUnavailable
+from services.core.access import REVOKED
+from services.core.dialects import DIALECTS
 from services.core.errors import InvalidRequest, Refusal
 from services.edge.authenticated import Authenticated, Caller
+from services.edge.jobs.feed import Watcher
 from services.edge.jobs.forward import Forwarder, relay
 
 _LOOK_S: Final = 5.0  # without a hint
@@ -32,7 +36,7 @@ class TaskStreamRoute(Authenticated):
                 relay(resp, found)
                 return
             found.close()
-            _begin(resp, self._frames(req, caller, target, _bare(task_id)))
+            _begin(resp, self._frames(req, caller, target, task_id))
 
         self._serve(req, resp, answer)
 
@@ -41,7 +45,7 @@ class TaskStreamRoute(Authenticated):
     ) -> Iterator[bytes]:
         shown = ""
         yield b"retry: 2000\n\n"
-        with self._forwarder.feed.watching(job_id) as changed:
+        with self._forwarder.watching(caller, job_id) as changed:
             for _ in _turns(self._forwarder, changed):
                 try:
                     told = self._forwarder.ask(req, "GET", target, caller, b"").body()
@@ -56,7 +60,7 @@ class TaskStreamRoute(Authenticated):
                     yield b": ping\n\n"
                 if status in _TASK_ENDS:
                     return
-        yield b"event: reconnect\ndata: {}\n\n"
+        yield _revoked(caller) if changed.revoked else b"event: reconnect\ndata: {}\n\n"
 
 
 class _Event(msgspec.Struct):
@@ -101,7 +105,7 @@ class JobEventsRoute(Authenticated):
         self, req: falcon.Request, caller: Caller, job_id: str, job: bytes, after: int
     ) -> Iterator[bytes]:
         yield b"retry: 2000\n\nevent: snapshot\ndata: " + job + b"\n\n"
-        with self._forwarder.feed.watching(_bare(job_id)) as changed:
+        with self._forwarder.watching(caller, job_id) as changed:
             for _ in _turns(self._forwarder, changed):
                 target = f"/v1/jobs/{job_id}/events?after={after}"
                 try:
@@ -123,18 +127,25 @@ class JobEventsRoute(Authenticated):
                     return
                 if not found.data:
                     yield b": ping\n\n"
-        yield b"event: reconnect\ndata: {}\n\n"
+        yield _revoked(caller) if changed.revoked else b"event: reconnect\ndata: {}\n\n"
 
 
-def _turns(forwarder: Forwarder, changed: Any) -> Iterator[None]:
-    """One at once, then one per change or per time without a hint, for a quarter of an hour."""
+def _turns(forwarder: Forwarder, changed: Watcher) -> Iterator[None]:
+    """One at once, then one per change or per time without a hint, for a quarter of an hour or
+    until the key is revoked."""
     clock = forwarder.worker.clock
     until_s = clock.monotonic_s() + _MAX_S
-    while clock.monotonic_s() < until_s and not forwarder.worker.stopping:
+    while clock.monotonic_s() < until_s and not (forwarder.worker.stopping or changed.revoked):
         yield
         changed.wait(_LOOK_S)
-        changed.clear()
         gevent.sleep(0)
+
+
+def _revoked(caller: Caller) -> bytes:
+    """The last frame of a stream whose key was taken away."""
+    code = Code.INVALID_API_KEY
+    error = DIALECTS["chat"].render_error(code, REVOKED, request_id=caller.request_id)
+    return b"event: error\ndata: " + error + b"\n\n"
 
 
 def _begin(resp: falcon.Response, frames: Iterator[bytes]) -> None:
@@ -142,7 +153,3 @@ def _begin(resp: falcon.Response, frames: Iterator[bytes]) -> None:
     resp.set_header("cache-control", "no-store")
     resp.set_header("x-accel-buffering", "no")
     resp.stream = frames
-
-
-def _bare(job_id: str) -> str:
-    return job_id.removeprefix("task_").removeprefix("job_")

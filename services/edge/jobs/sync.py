@@ -14,6 +14,7 @@ import msgspec
 
 from schemas.errors import Code
 from services.backends.http.private_client import Answer
+from services.core.access import REVOKED
 from services.core.errors import InvalidRequest, Refusal
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.body import read_body
@@ -76,27 +77,29 @@ class _Waiting(Authenticated):
         self._show(self, req, resp, caller, wanted, job)
 
     def _ended(self, req: falcon.Request, caller: Caller, job: Body, *, ours: bool) -> Body:
-        """The job once it has ended. Raises Refusal when it took too long or the client hung up;
-        the job's end is asked for then, when it is `ours`: no other call may wait for it."""
+        """The job once it has ended. Raises Refusal when it took too long, the client hung up or
+        its key was revoked; the job's end is asked for then, when it is `ours`: no other call may
+        wait for it."""
         clock = self._worker.clock
         until_s = clock.monotonic_s() + _WAIT_S
         path = f"/v1/jobs/{job['id']}"
-        with self.forwarder.feed.watching(job["id"].removeprefix("job_")) as changed:
-            watch = ClientWatch(req.env["gunicorn.socket"], changed.set)
+        with self.forwarder.watching(caller, job["id"]) as changed:
+            watch = ClientWatch(req.env["gunicorn.socket"], changed.wake)
             try:
-                while clock.monotonic_s() < until_s and not watch.gone:
+                while clock.monotonic_s() < until_s and not (watch.gone or changed.revoked):
                     told = self.forwarder.ask(req, "GET", path, caller, b"").body()
                     job = msgspec.json.decode(told)
                     if job["completed_at"]:
                         return job
                     changed.wait(_LOOK_S)
-                    changed.clear()
             finally:
                 watch.close()
         if ours:
             self.forwarder.ask(req, "POST", f"{path}/cancel", caller, b"").close()
         if watch.gone:
             raise Refusal(Code.CLIENT_GONE, "the client hung up")
+        if changed.revoked:
+            raise Refusal(Code.INVALID_API_KEY, REVOKED)
         raise Refusal(Code.TIMEOUT, f"{job['id']} was not finished in {_WAIT_S:.0f} s")
 
     def content(self, req: falcon.Request, caller: Caller, output: Body) -> Any:

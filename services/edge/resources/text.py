@@ -136,6 +136,8 @@ class TextResource:
         if x.rates:
             tokens = x.parsed.shape.text_bytes // BYTES_PER_TOKEN
             x.permit = worker.rates.admit(x.rates, tokens)
+        if x.cut:  # while its body came, or it waited for money or a place
+            raise Refusal(Code.INVALID_API_KEY, x.cut)
         try:
             worker.recorder.request(x, x.reservation)
         except DiskFull as ex:
