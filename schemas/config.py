@@ -112,9 +112,18 @@ class Batch(Section, kw_only=True):
 
 class Artifacts(Section, kw_only=True):
     """What jobs made. `public_url` begins the links to them: the address of the edge as clients
-    outside see it; empty: the address that the request came to."""
+    outside see it; empty: the address that the request came to. With `store = "s3"` they lie in
+    `bucket` (of what speaks S3 at `endpoint_url`; empty: AWS) and `path` holds what is on its way;
+    keys are secrets, empty: as boto3 finds them."""
 
+    store: Literal["folder", "s3"] = "folder"
     path: str = "artifacts"
+    bucket: str = ""
+    prefix: str = ""
+    endpoint_url: str = ""
+    region: str = ""
+    access_key: str = ""
+    secret_key: str = ""
     public_url: str = ""
     url_lifetime_s: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400)] = 86_400
     retention_s: Annotated[int, msgspec.Meta(ge=60)] = 7 * 86_400

@@ -187,6 +187,8 @@ def _check(config: Config) -> None:
                 networks([text])
             except BadNetwork as ex:
                 raise ConfigError(f"{path}[{at}]: {ex}") from ex
+    if config.artifacts.store == "s3" and not config.artifacts.bucket:
+        raise ConfigError('artifacts.bucket: store = "s3" needs one')
     groups = [group.name for group in config.groups]
     for at, name in enumerate(groups):
         if name in groups[:at]:

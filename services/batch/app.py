@@ -79,6 +79,7 @@ def create_app(
     app.add_route("/v1/videos/{video_id}/content", video, suffix="content")
     app.add_route("/v1/videos/generations", tasks.SubmitResource(service))
     app.add_route("/v1/videos/tasks/{task_id}", videos.OldTaskResource(service))
+    app.add_route("/hooks/{provider}", internal.HookResource(service))
     app.add_route("/internal/changes", internal.ChangesResource(service, feed))
     app.add_route("/internal/health", internal.HealthResource(service))
     app.add_error_handler(Exception, _crashed)

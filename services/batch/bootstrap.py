@@ -12,6 +12,7 @@ from services.backends.http.fetch import Fetcher
 from services.backends.http.private_server import PrivateServer
 from services.backends.lifecycle import Loop
 from services.backends.objects.folder import FolderStore
+from services.backends.objects.port import ObjectStore
 from services.backends.settings import under
 from services.backends.sql import revision
 from services.backends.sql.budgets import Budgets
@@ -20,6 +21,7 @@ from services.backends.sql.deliveries import Deliveries
 from services.backends.sql.endpoints import Endpoints
 from services.backends.sql.engine import open_engine
 from services.backends.sql.housekeeping import Housekeeping
+from services.backends.sql.incarnations import BATCH
 from services.backends.sql.job_claims import JobClaims
 from services.backends.sql.job_ends import JobEnds
 from services.backends.sql.jobs import INCARNATION, Jobs
@@ -53,7 +55,6 @@ _BUILT_IN: Final[tuple[type[Provider], ...]] = (
     Rerank,
     Veo,
     Imagen,
-    Replicate,
     Fal,
 )
 _DESCRIBED: Final = "http:"
@@ -69,7 +70,7 @@ class Batch:
         revision.require(self._engine)
         secret = settings.load_secret(config.data_dir)
         budgets = Budgets(self._engine)
-        budgets.open_incarnation(INCARNATION, "batch", "-")
+        budgets.open_incarnation(INCARNATION, BATCH, "-")
         parts = Parts(
             config=config,
             clock=clock,
@@ -78,7 +79,7 @@ class Batch:
             claims=JobClaims(self._engine, config.batch.claim_s),
             ends=JobEnds(self._engine),
             uploads=Uploads(self._engine),
-            store=FolderStore(under(config, config.artifacts.path)),
+            store=object_store(config),
             http=HttpClient(),
             fetcher=Fetcher(Guard(config.batch.fetch_networks)),
             providers=providers(config),
@@ -115,12 +116,33 @@ class Batch:
         self._engine.dispose()
 
 
+def object_store(config: Config) -> ObjectStore:
+    """Where artifacts lie. Raises ConfigError for a secret that is not there."""
+    artifacts = config.artifacts
+    folder = under(config, artifacts.path)
+    if artifacts.store == "folder":
+        return FolderStore(folder)
+    from services.backends.objects.s3 import S3Store  # a large library, for those who use it
+
+    return S3Store(
+        folder,
+        bucket=artifacts.bucket,
+        prefix=artifacts.prefix,
+        endpoint_url=artifacts.endpoint_url,
+        region=artifacts.region,
+        access_key=settings.resolve_secret(artifacts.access_key),
+        secret_key=settings.resolve_secret(artifacts.secret_key),
+    )
+
+
 def providers(config: Config) -> dict[str, Provider]:
     """The adapters by name: the built-in ones, and those that channels describe in TOML."""
     found: dict[str, Provider] = {}
     for make in _BUILT_IN:
         provider = make()
         found[provider.name] = provider
+    public = config.artifacts.public_url.rstrip("/")
+    found[Replicate.name] = Replicate(f"{public}/hooks/replicate" if public else "")
     for channel in config.channels:
         if channel.provider.startswith(_DESCRIBED):
             path = Path(channel.provider.removeprefix(_DESCRIBED))

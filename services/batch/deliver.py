@@ -11,8 +11,7 @@ import msgspec
 
 from services.backends.http.fetch import FetchFailed, FetchRefused
 from services.backends.lifecycle import crash_point
-from services.backends.objects.folder import chunks_of
-from services.backends.objects.port import Draft, StoreUnavailable, TooLarge
+from services.backends.objects.port import Draft, StoreUnavailable, TooLarge, chunks_of
 from services.backends.sql.job_ends import Free
 from services.backends.sql.job_records import Job, NewArtifact
 from services.batch.parts import Parts

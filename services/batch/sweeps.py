@@ -6,11 +6,11 @@ never scheduled here: what is due is a column of the database.
 
 import threading
 from collections.abc import Callable
+from datetime import UTC
 from typing import Final
 
 from apscheduler.schedulers.background import BackgroundScheduler
 
-from services.backends.objects.folder import FolderStore
 from services.backends.objects.port import StoreUnavailable
 from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.sql.housekeeping import Housekeeping
@@ -39,7 +39,7 @@ class Sweeps:
     def run(self, stop: threading.Event) -> None:
         """Until `stop`."""
         scheduler = BackgroundScheduler(
-            timezone="UTC",
+            timezone=UTC,
             job_defaults={"coalesce": True, "max_instances": 1, "misfire_grace_time": None},
         )
         for step, every_s in (
@@ -68,8 +68,7 @@ class Sweeps:
     def _retention(self) -> None:
         for sha256 in self._housekeeping.expired_blobs(_BATCH):
             self._parts.store.delete(sha256)
-        if isinstance(self._parts.store, FolderStore):
-            self._parts.store.sweep()
+        self._parts.store.sweep()
 
     def _purge(self) -> None:
         keep_us = self._parts.config.batch.idempotency_s * 1_000_000

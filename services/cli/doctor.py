@@ -14,6 +14,7 @@ from schemas.config import Config
 from schemas.events import TOPIC
 from services.backends import price_files, settings
 from services.backends.heartbeat import alive
+from services.backends.http.private_client import PrivateClient, is_healthy
 from services.backends.query_client import QueryClient
 from services.backends.sql import migrate
 from services.backends.sql.catalog import Catalog
@@ -107,6 +108,16 @@ def _queries(config: Config) -> str:
     return "the query API answers"
 
 
+def _batch(config: Config) -> str:
+    if not any(each.provider for each in channels(config)):
+        return "no channel has a provider: no media"
+    if is_healthy(PrivateClient(config, config.edge.batch_url)):
+        return "the batch service answers"
+    if alive(config, "relay"):
+        raise Finding(f"nobody answers at {config.edge.batch_url}: jobs are refused with 503")
+    return "the batch service does not run"
+
+
 def _edge(config: Config) -> str:
     url = base_url(config) + "/readyz"
     try:
@@ -129,6 +140,7 @@ _CHECKS: Final[dict[str, Callable[[Config], str]]] = {
     "bus": _bus,
     "roles": _roles,
     "queries": _queries,
+    "batch": _batch,
     "edge": _edge,
 }
 
@@ -136,7 +148,7 @@ _CHECKS: Final[dict[str, Callable[[Config], str]]] = {
 @click.command(cls=Command)
 @click.pass_obj
 def doctor(cli: Cli) -> None:
-    """Checks configuration, folder, database, bus, queries and edge. Exit code 1 when one is
+    """Checks configuration, folder, database, bus, queries, batch and edge. Exit code 1 when one is
     wrong."""
     config = cli.config()
     found = []

@@ -55,6 +55,7 @@ EXPECTED: Final = frozenset(
         "services.backends.sql.catalog_ground.NotInCatalog",
         "services.backends.sql.dead_events.NoSuchDeadEvent",
         "services.backends.sql.engine.DatabaseUnavailable",
+        "services.backends.sql.incarnations.HoldsJobs",
         "services.backends.sql.incarnations.NoSuchIncarnation",
         "services.backends.sql.wallets.InsufficientFunds",
         "services.backends.sql.wallets.MovementConflict",

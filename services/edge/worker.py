@@ -9,7 +9,7 @@ from schemas.config import Config
 from services.backends import lifecycle, telemetry
 from services.backends.clock import Clock
 from services.backends.heartbeat import alive
-from services.backends.http.private_client import PrivateClient
+from services.backends.http.private_client import PrivateClient, is_healthy
 from services.backends.outbox import Outbox, Sealed
 from services.backends.query_client import QueryClient
 from services.backends.sql.accounts import Accounts
@@ -167,6 +167,12 @@ class Worker:
         roles = ("relay", "ledger") if self.config.bus.kind == "local" else ("relay",)
         missing += [f"{role} not running" for role in roles if not alive(self.config, role)]
         return missing
+
+    def batch_state(self) -> str:
+        """Of the service that makes media: ok | unavailable | unused (no channel is for it)."""
+        if not any(each.provider for each in self.snapshots.current.snapshot.channels):
+            return "unused"
+        return "ok" if is_healthy(self.batch) else "unavailable"
 
     def stop(self) -> None:
         """After the last request: leases go back, the outbox says that nothing follows. When the

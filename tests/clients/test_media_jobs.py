@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from tests.parts.feature import wait_until
+from tests.parts.feature import processes, wait_until
 from tests.parts.media import media_stack
 from tests.parts.wire import request
 
@@ -156,16 +156,18 @@ def test_revocation_of_the_parent_ends_streams_and_waits_of_a_key(media):
     catalog, account = media._open_books().catalog, media.new_account()
     parent, _ = catalog.create_key(account, "parent")
     _, key = catalog.create_key(account, "child", parent_id=parent.id)
-    body = {"model": "sim-video", "params": {"prompt": "sim:run-ms 20000", "duration_seconds": 1}}
-    made = request(media.port, "POST", "/v1/tasks/submit", key=key, body=json.dumps(body).encode())
+    params = {"prompt": "sim:run-ms 20000", "duration_seconds": 1}
+    film = json.dumps({"model": "sim-video", "input": params}).encode()
+    task = json.dumps({"model": "sim-video", "params": params}).encode()
+    made = request(media.port, "POST", "/v1/tasks/submit", key=key, body=task)
     task_id = made.json()["task_id"]
     job = f"/v1/jobs/{task_id.replace('task_', 'job_')}"
-    slow = json.dumps({"model": "sim-image", "prompt": "sim:run-ms 6000"}).encode()
+    image = json.dumps({"model": "sim-image", "prompt": "sim:run-ms 6000"}).encode()
     asked = [
         ("GET", f"/v1/tasks/stream/{task_id}", b""),
         ("GET", f"{job}/events", b""),
-        ("GET", f"{job}?wait=30", b""),
-        ("POST", "/v1/images/generations", slow),
+        ("POST", "/v1/jobs?wait=30", film),
+        ("POST", "/v1/images/generations", image),
     ]
     ended_s = {}
 
@@ -177,7 +179,7 @@ def test_revocation_of_the_parent_ends_streams_and_waits_of_a_key(media):
 
     with ThreadPoolExecutor(len(asked)) as pool:
         followed = [pool.submit(follow, *each) for each in asked]
-        wait_until(lambda: len(media.get("/v1/jobs", key)["data"]) == 2)
+        wait_until(lambda: len(media.get("/v1/jobs", key)["data"]) == 3)
         time.sleep(0.5)  # all of them wait; one that came later would be refused as well
         assert not ended_s
         catalog.revoke_key(parent.id)
@@ -194,7 +196,9 @@ def test_revocation_of_the_parent_ends_streams_and_waits_of_a_key(media):
         lambda: [each for each in media.get("/v1/jobs", other)["data"] if each["completed_at"]], 30
     )
     assert [(each["kind"], each["state"]) for each in jobs] == [("image", "cancelled")]
-    assert request(media.port, "POST", f"{job}/cancel", key=other).status in (200, 202)
+    for each in media.get("/v1/jobs", other)["data"]:
+        path = f"/v1/jobs/{each['id']}/cancel"
+        assert request(media.port, "POST", path, key=other).status in (200, 202)
 
 
 def test_refusals_have_openais_shape_whoever_calls(media):
@@ -205,6 +209,25 @@ def test_refusals_have_openais_shape_whoever_calls(media):
     ):
         _, _, told = send(media, "POST", path, body, **{"anthropic-version": "2023-06-01"})
         assert json.loads(told)["error"]["code"] == expected, told
+
+
+def test_readyz_and_the_doctor_tell_of_the_batch_service(media):
+    def told():
+        reply = request(media.port, "GET", "/readyz")
+        return reply.status, reply.json()["checks"]["batch"]
+
+    def found():
+        rows = json.loads(media.cli("doctor", "--json", check=False).stdout)
+        return {each["check"]: each["ok"] for each in rows}["batch"]
+
+    assert (told(), found()) == ((200, "ok"), True)
+    (batch,) = [each for each in processes(media) if "batch" in each.cmdline()[0]]
+    batch.suspend()
+    try:
+        assert (told(), found()) == ((200, "unavailable"), False)
+    finally:
+        batch.resume()
+    wait_until(lambda: told() == (200, "ok"))
 
 
 def test_webhook_endpoints_at_the_public_door(media):

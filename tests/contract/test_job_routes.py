@@ -10,9 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from sqlalchemy import update
 
-from services.backends.sql import migrate
+from services.backends.sql import job_tables, migrate
 from services.backends.sql.engine import write
-from services.backends.sql.job_tables import endpoint
 from services.core import webhooks
 from tests.parts.batch_house import BatchHouse
 from tests.parts.postgres import POSTGRES, SQLITE, drop_database, postgres_url
@@ -321,6 +320,26 @@ def test_a_job_that_is_too_old_is_free(house):
     house.check()
 
 
+def test_a_word_of_the_provider_makes_us_look_at_once(house):
+    made = house.submit("sim-video", prompt="a fox sim:run-ms 60000", duration_seconds=1)
+    job = job_tables.job
+    mine = job.c.id == made["id"].removeprefix("job_")
+    path = f"/v1/jobs/{made['id']}/attempts"
+
+    def far_ahead():
+        waits = (mine, job.c.phase == "polling", job.c.claims == 0)
+        later = update(job).where(*waits).values(next_at=job.c.next_at + 3600 * 10**6)
+        return write(house.engine, lambda c: c.execute(later).rowcount)
+
+    house.until(far_ahead, "a poll that is waited for")
+    first = house.call("GET", path)[1]["data"][0]
+    assert house.call("POST", "/hooks/replicate?ref=none-1")[0] == 204
+    assert house.call("POST", f"/hooks/replicate?ref={first['client_ref']}")[0] == 204
+    house.until(lambda: house.call("GET", path)[1]["data"][0]["polls"] > first["polls"], "a poll")
+    house.call("POST", f"/v1/jobs/{made['id']}/cancel")
+    house.wait_for(made["id"])
+
+
 class Receiver(BaseHTTPRequestHandler):
     """Answers what the test says, then 200."""
 
@@ -454,6 +473,7 @@ def test_an_endpoint_that_is_gone_or_takes_nothing_is_disabled(house, receiver):
     house.until(lambda: not house.call("GET", path)[1]["failing_since"], "the next try")
     receiver.answers = [500]
     long_ago = {"failing_at": 1}
+    endpoint = job_tables.endpoint
     mine = endpoint.c.id == hook["id"]
     write(house.engine, lambda c: c.execute(update(endpoint).where(mine).values(long_ago)))
     house.submit("sim-image")

@@ -10,6 +10,8 @@ import pytest
 
 from services.backends.http.client import HttpClient
 from services.backends.http.fetch import Fetcher
+from services.backends.settings import load
+from services.batch.bootstrap import providers
 from services.batch.providers.description import BadDescription
 from services.batch.providers.fal import Fal
 from services.batch.providers.generic import Generic
@@ -352,6 +354,9 @@ def test_providers_without_a_cancel(sim, name):
     assert sim.media_jobs()[-1]["cancels"] == 0
 
 
+FOUND_BY_URL = providers(load(None, {"TOLLGATE_ARTIFACTS__PUBLIC_URL": "https://gate.example/"}))
+
+
 @pytest.mark.parametrize("name", ["openai-videos", "veo", "vertex", "replicate", "fal"])
 def test_providers_without_a_look_up(sim, name):
     use = Use(sim, *TASKS[name])
@@ -359,7 +364,7 @@ def test_providers_without_a_look_up(sim, name):
 
 
 @pytest.mark.parametrize(
-    "provider", [Generic(GENERIC), Replicate("https://gate.example/hook")], ids=["generic", "repl"]
+    "provider", [Generic(GENERIC), FOUND_BY_URL["replicate"]], ids=["generic", "repl"]
 )
 def test_a_lost_create_is_found_by_its_reference(sim, provider):
     kind = TASKS["generic" if provider.name == "simulated" else "replicate"]
@@ -374,7 +379,7 @@ def test_a_lost_create_is_found_by_its_reference(sim, provider):
 
 
 def test_a_look_up_reads_on_from_page_to_page(sim):
-    use = Use(sim, Replicate("https://gate.example/hook"), *TASKS["replicate"][1:])
+    use = Use(sim, FOUND_BY_URL["replicate"], *TASKS["replicate"][1:])
     order = use.order()
     taken = use.provider.create(HTTP, use.channel, order)
     for number in range(101):

@@ -4,10 +4,12 @@ money returns, and what it sends later after all is our loss, never the customer
 import time
 
 import pytest
+from sqlalchemy import update
 
 from schemas.events import TOPIC
 from services.backends.settings import load
-from services.backends.sql.incarnations import Incarnations
+from services.backends.sql.engine import write
+from services.backends.sql.incarnations import BATCH, HoldsJobs, Incarnations
 from services.backends.sql.lease_records import IncarnationNotOpen
 from services.backends.sql.tables import incarnation
 from services.meter.lost_hosts import LostHosts
@@ -33,9 +35,9 @@ def plant(tmp_path, database_url):  # noqa: F811
     made.close()
 
 
-def state(plant) -> str:
+def state(plant, name="") -> str:
     rows = plant.books.rows(incarnation, incarnation.c.id, incarnation.c.state)
-    return {row.id: row.state for row in rows}[plant.books.incarnation]
+    return {row.id: row.state for row in rows}[name or plant.books.incarnation]
 
 
 def wait_until(done, what):
@@ -47,6 +49,9 @@ def wait_until(done, what):
 
 def test_a_host_that_does_not_come_back(plant):
     books = plant.books
+    books.budgets.open_incarnation("batch", BATCH, "-")  # jobs hold their money through it
+    since = update(incarnation).where(incarnation.c.id == "batch").values(seen_at=1)
+    write(books.engine, lambda connection: connection.execute(since))
     account = books.account(10)
     lease = books.lease(account, 2 * USD)
     plant.write(lease.pair())
@@ -66,6 +71,9 @@ def test_a_host_that_does_not_come_back(plant):
         books.lease(account)
     audits = [r for r in books.sql_records() if b"incarnation.lost" in r.value]
     assert len(audits) == 1
+    assert state(plant, "batch") == "open"
+    with pytest.raises(HoldsJobs):
+        Incarnations(books.engine, books.budgets).lose("batch")
     books.check()
 
     with plant.working(("relay", "ledger")):  # it comes back after all

@@ -12,8 +12,9 @@ from typing import Any, Final
 from schemas.config import Config
 from services.backends import settings
 from services.backends.clock import Clock, SystemClock
-from services.backends.identity import HEADER, identity, sign
+from services.backends.identity import HEADER, OPERATOR, identity, sign
 
+_HEALTH_TIMEOUT_S: Final = 1.0
 _CONNECT_TIMEOUT_S: Final = 2.0
 _ANSWER_MAX: Final = 64 * 1024 * 1024
 _MAX_SOCKET_PATH: Final = 107
@@ -127,6 +128,18 @@ class PrivateClient:
         if self._socket_path:
             return _UnixConnection(self._socket_path)
         return http.client.HTTPConnection(self._host, self._port, timeout=_CONNECT_TIMEOUT_S)
+
+
+def is_healthy(client: PrivateClient) -> bool:
+    """Whether the service behind it answers and reaches its database, within a second."""
+    try:
+        answer = client.call(
+            "GET", "/internal/health", account_id=OPERATOR, timeout_s=_HEALTH_TIMEOUT_S
+        )
+        answer.close()
+    except ApiUnavailable:
+        return False
+    return answer.status == 200
 
 
 class _UnixConnection(http.client.HTTPConnection):

@@ -1,24 +1,15 @@
 """Artifacts in a folder: `<first two hex digits>/<sha256>`, drafts beside them in `drafts/`."""
 
-import contextlib
 import hashlib
 import os
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from services.backends.objects.port import (
-    CHUNK,
-    Draft,
-    NotStored,
-    StoreUnavailable,
-    TooLarge,
-)
-from services.core.ids import uuid7_hex
+from services.backends.objects.drafts import Drafts
+from services.backends.objects.port import Draft, NotStored, StoreUnavailable
 
 _DRAFTS: Final = "drafts"
-_DRAFT_MAX_S: Final = 3600.0
 
 
 class FolderStore:
@@ -26,29 +17,10 @@ class FolderStore:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._drafts = Drafts(folder / _DRAFTS)
 
     def receive(self, chunks: Iterable[bytes], limit: int) -> Draft:
-        drafts = self._folder / _DRAFTS
-        path = drafts / uuid7_hex()
-        digest, size = hashlib.sha256(), 0
-        try:
-            drafts.mkdir(parents=True, exist_ok=True)
-            file = path.open("xb")
-        except OSError as ex:
-            raise StoreUnavailable(str(ex)) from ex
-        try:
-            with file:
-                for chunk in chunks:
-                    size += len(chunk)
-                    if size > limit:
-                        raise TooLarge(f"more than {limit} bytes")
-                    digest.update(chunk)
-                    self._write(file, chunk)
-                self._sync(file)
-        except BaseException:
-            path.unlink(missing_ok=True)
-            raise
-        return Draft(str(path), digest.hexdigest(), size)
+        return self._drafts.receive(chunks, limit)
 
     def keep(self, draft: Draft) -> None:
         place = self._place(draft.sha256)
@@ -64,15 +36,17 @@ class FolderStore:
             raise StoreUnavailable(f"{place} does not hold what was written to it")
 
     def drop(self, draft: Draft) -> None:
-        Path(draft.path).unlink(missing_ok=True)
+        self._drafts.drop(draft)
 
-    def open(self, sha256: str) -> BinaryIO:
+    def open(self, sha256: str, first: int = 0, last: int | None = None) -> BinaryIO:
         try:
-            return self._place(sha256).open("rb")
+            file = self._place(sha256).open("rb")
         except FileNotFoundError as ex:
             raise NotStored(sha256) from ex
         except OSError as ex:
             raise StoreUnavailable(str(ex)) from ex
+        file.seek(first)
+        return file
 
     def delete(self, sha256: str) -> None:
         try:
@@ -81,30 +55,10 @@ class FolderStore:
             raise StoreUnavailable(str(ex)) from ex
 
     def sweep(self) -> None:
-        """Deletes drafts that a dead process left."""
-        oldest = time.time() - _DRAFT_MAX_S
-        for path in (self._folder / _DRAFTS).glob("*"):
-            with contextlib.suppress(OSError):
-                if path.stat().st_mtime < oldest:
-                    path.unlink()
+        self._drafts.sweep()
 
     def _place(self, sha256: str) -> Path:
         return self._folder / sha256[:2] / sha256
-
-    @staticmethod
-    def _write(file: BinaryIO, chunk: bytes) -> None:
-        try:
-            file.write(chunk)
-        except OSError as ex:
-            raise StoreUnavailable(str(ex)) from ex
-
-    @staticmethod
-    def _sync(file: BinaryIO) -> None:
-        try:
-            file.flush()
-            os.fsync(file.fileno())
-        except OSError as ex:
-            raise StoreUnavailable(str(ex)) from ex
 
 
 def _sync_folder(folder: Path) -> None:
@@ -113,9 +67,3 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def chunks_of(data: bytes) -> Iterable[bytes]:
-    """`data` in pieces."""
-    for at in range(0, len(data), CHUNK):
-        yield data[at : at + CHUNK]

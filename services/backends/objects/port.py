@@ -40,8 +40,18 @@ class ObjectStore(Protocol):
     def drop(self, draft: Draft) -> None:
         """Forgets a draft."""
 
-    def open(self, sha256: str) -> BinaryIO:
-        """The bytes as a seekable file. Raises NotStored."""
+    def open(self, sha256: str, first: int = 0, last: int | None = None) -> BinaryIO:
+        """A local file from which the bytes `first` to `last` (the end) can be read next; more may
+        lie around them. Raises NotStored."""
 
     def delete(self, sha256: str) -> None:
         """Repeating it is harmless."""
+
+    def sweep(self) -> None:
+        """Deletes drafts that a dead process left."""
+
+
+def chunks_of(data: bytes) -> Iterable[bytes]:
+    """`data` in pieces."""
+    for at in range(0, len(data), CHUNK):
+        yield data[at : at + CHUNK]

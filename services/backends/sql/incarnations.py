@@ -12,6 +12,7 @@ from services.backends.sql.outbox import audit
 from services.backends.sql.tables import incarnation, lease
 
 RUNNING: Final = ("open", "closing")
+BATCH: Final = "batch"  # the role that is no process
 
 
 class IncarnationState(msgspec.Struct, frozen=True):
@@ -37,6 +38,10 @@ class Lost(NamedTuple):
 
 class NoSuchIncarnation(LookupError):
     """There is no incarnation of that name."""
+
+
+class HoldsJobs(Exception):
+    """That incarnation is no run of a process: it holds the money of all open jobs, for ever."""
 
 
 class Incarnations:
@@ -87,9 +92,11 @@ class Incarnations:
 
     def unseen(self, since_us: int) -> list[str]:
         """Those that did not end and that no relay has had since, oldest first. One that no relay
-        ever told of is not among them."""
+        ever told of is not among them, nor is that of the jobs."""
         query = select(incarnation.c.id).where(
-            incarnation.c.state.in_(RUNNING), incarnation.c.seen_at < since_us
+            incarnation.c.state.in_(RUNNING),
+            incarnation.c.seen_at < since_us,
+            incarnation.c.role != BATCH,
         )
         ordered = query.order_by(incarnation.c.seen_at, incarnation.c.id)
         return list(read(self._engine, lambda connection: connection.execute(ordered).scalars()))
@@ -101,14 +108,16 @@ class Incarnations:
         What comes of it later is our loss. Repeating it changes nothing; nor does it when a relay
         was there after `unseen_since_us`.
 
-        Raises NoSuchIncarnation."""
+        Raises NoSuchIncarnation, HoldsJobs."""
 
         def fn(connection: Connection) -> Lost:
-            query = select(incarnation.c.state, incarnation.c.seen_at)
+            query = select(incarnation.c.state, incarnation.c.seen_at, incarnation.c.role)
             mine = query.where(incarnation.c.id == incarnation_id)
             row = connection.execute(mine.with_for_update()).one_or_none()
             if row is None:
                 raise NoSuchIncarnation(f"there is no incarnation {incarnation_id!r}")
+            if row.role == BATCH:
+                raise HoldsJobs(f"{incarnation_id} holds the money of jobs: cancel those instead")
             state = row.state
             if unseen_since_us is not None and (
                 state not in RUNNING or (row.seen_at or 0) >= unseen_since_us

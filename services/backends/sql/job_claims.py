@@ -56,6 +56,13 @@ class JobClaims:
             return []
         return write(self._engine, fn)
 
+    def hint(self, job_id: str) -> None:
+        """The upstream may have news of it: it is due now, unless it is being looked at."""
+        waits = (job.c.claims == 0, job.c.next_at > now_us())
+        looks = job.c.phase.in_((Phase.POLLING.value, Phase.UNKNOWN.value))
+        statement = update(job).where(job.c.id == job_id, looks, *waits).values(next_at=now_us())
+        write(self._engine, lambda connection: connection.execute(statement))
+
     def prolong(self, held: Sequence[Job]) -> None:
         """The steps of `held` still run. Those that were taken over meanwhile are left alone."""
         if not held:

@@ -110,10 +110,9 @@ def send(service: Service, req: falcon.Request, resp: falcon.Response, artifact:
     if req.method == "HEAD":
         return
     try:
-        file = service.parts.store.open(artifact.sha256)
+        file = service.parts.store.open(artifact.sha256, first, last)
     except NotStored as ex:
         raise Refusal(Code.INTERNAL_ERROR, "the artifact's bytes are not there") from ex
-    file.seek(first)
     resp.stream = _wrapped(req, file)
 
 

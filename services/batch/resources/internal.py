@@ -1,4 +1,4 @@
-"""What the edge asks for itself: what changed, and whether the service is there."""
+"""What the edge asks for itself: what changed, whether the service is there; what providers say."""
 
 import falcon
 
@@ -31,3 +31,18 @@ class HealthResource:
         self._service.caller(req)
         self._service.parts.jobs.last_change()
         answer(resp, {"status": "ok"})
+
+
+class HookResource:
+    """POST /hooks/{provider}?ref=<client reference>: a provider says that it has finished. Nobody
+    vouches for who calls, so it is a hint to look there now, whatever the body says."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, provider: str) -> None:
+        job_id = (req.get_param("ref") or "").rpartition("-")[0]
+        if job_id.isalnum():
+            self._service.parts.claims.hint(job_id)
+            self._service.engine.wake()
+        resp.status = 204

@@ -177,6 +177,17 @@ class LinkRoute:
     on_head = on_get
 
 
+class HookRoute:
+    """POST /hooks/{provider}: a provider tells of a task of ours; no key, its body is not read."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        self._forwarder = forwarder
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, provider: str) -> None:
+        target = f"{req.path}?{req.query_string}"
+        relay(resp, self._forwarder.ask(req, "POST", target, None, b""))
+
+
 def relay(resp: falcon.Response, found: Answer) -> None:
     """The service's answer as it is, its body piece by piece."""
     resp.status = found.status

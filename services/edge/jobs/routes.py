@@ -3,7 +3,7 @@
 import falcon
 
 from services.edge.jobs import sync
-from services.edge.jobs.forward import Forwarder, JobRoute, LinkRoute
+from services.edge.jobs.forward import Forwarder, HookRoute, JobRoute, LinkRoute
 from services.edge.jobs.stream import JobEventsRoute, TaskStreamRoute
 from services.edge.worker import Worker
 
@@ -41,6 +41,7 @@ def add_job_routes(app: falcon.App, worker: Worker) -> None:
     app.add_route("/v1/artifacts/{artifact_id}/url", JobRoute(forwarder, "post"))
     app.add_route("/v1/artifacts/{artifact_id}/content", JobRoute(forwarder, "get", "head"))
     app.add_route("/a/{artifact_id}", LinkRoute(forwarder))
+    app.add_route("/hooks/{provider}", HookRoute(forwarder))
     film = JobRoute(forwarder, "get", "post", counted=True, body_max=largest)
     app.add_route("/v1/videos", film)
     app.add_route("/v1/videos/{video_id}", JobRoute(forwarder, "get", "delete"))

@@ -34,7 +34,8 @@ class LiveResource:
 
 
 class ReadyResource:
-    """200 when the first admitted request would be billed, else 503 and what is missing."""
+    """200 when the first admitted request would be billed, else 503 and what is missing. `checks`
+    tells of what it can do without: jobs, which answer 503 themselves while `batch` is away."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -42,7 +43,11 @@ class ReadyResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         missing = self._worker.not_ready()
         resp.status = 503 if missing else 200
-        body = {"status": "not ready" if missing else "ready", "missing": missing}
+        body = {
+            "status": "not ready" if missing else "ready",
+            "missing": missing,
+            "checks": {"batch": self._worker.batch_state()},
+        }
         resp.data = orjson.dumps(body)
         resp.content_type = "application/json"
         resp.set_headers(_nothing_spent())
