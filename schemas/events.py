@@ -143,12 +143,15 @@ class WalletMovement(Event, kw_only=True, tag="wallet_movement"):
 
 
 class Audit(Event, kw_only=True, tag="audit"):
-    """A change of a key, price, channel, group or account. `detail` holds no secret."""
+    """A change of a key, price, channel, group or account. `detail` holds no secret. `ip` and
+    `user_agent`: of the call that made it; empty: none did."""
 
     action: Text
     actor: Text
     subject: Text
     detail: dict[str, str] = {}
+    ip: Text = ""
+    user_agent: Text = ""
 
 
 MOVEMENTS: Final = (

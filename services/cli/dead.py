@@ -9,24 +9,17 @@ from sqlalchemy import Engine
 from services.backends import settings
 from services.backends.sql.dead_events import (
     DEAD,
-    REPLAYED,
     DeadEvent,
     DeadEvents,
     NoSuchDeadEvent,
 )
 from services.cli.context import Cli, Group, iso, table
 from services.core.money import exact_usd
+from services.meter import relay_dead
 from services.meter.bootstrap import entry_reader, open_bus, open_database
 from services.meter.dead import Reason
 from services.meter.dead_repair import AlreadyClosed, DeadRepair, StillDead
-from services.meter.relay_dead import (
-    CHECKSUM,
-    TOO_LARGE,
-    NotSendable,
-    RelayDead,
-    relay_dead,
-    send,
-)
+from services.meter.relay_dead import CHECKSUM, TOO_LARGE, NotSendable, RelayDead
 
 _COLUMNS = ("id", "state", "reason", "event_id", "account_id", "place", "dead_at", "held_usd")
 _ALL_AT_ONCE = 10_000
@@ -88,11 +81,11 @@ def replay(cli: Cli, numbers: tuple[str, ...], everything: bool, reason: str | N
     engine = open_database(config)
     repair = DeadRepair(engine, lambda: entry_reader(engine, config))
     results = []
-    for number in _chosen(DeadEvents(engine), numbers, everything, reason):
+    for number in _chosen(cli, engine, numbers, everything, reason):
         try:
             if number.startswith(_RELAY):
                 with contextlib.closing(open_bus(config)) as bus:
-                    again = send(bus, _one_unsent(cli, engine, number))
+                    again = relay_dead.send(bus, _one_unsent(cli, engine, number))
                 done = "sent" if again else "sent before"
             else:
                 done = "replayed" if repair.replay(_number(number)) else "replayed before"
@@ -116,24 +109,36 @@ def dismiss(
     engine = open_database(config)
     repair = DeadRepair(engine, lambda: entry_reader(engine, config))
     results = []
-    for number in _chosen(DeadEvents(engine), numbers, everything, reason):
+    folder = settings.under(config, config.outbox.path)
+    for number in _chosen(cli, engine, numbers, everything, reason):
         try:
-            done = "dismissed" if repair.dismiss(_number(number), note=note) else "dismissed before"
-        except AlreadyClosed as ex:
+            if number.startswith(_RELAY):
+                lost = _one_unsent(cli, engine, number)
+                with contextlib.closing(open_bus(config)) as bus:
+                    first = relay_dead.dismiss(bus, engine, folder, lost, note)
+            else:
+                first = repair.dismiss(_number(number), note=note)
+            done = "dismissed" if first else "dismissed before"
+        except (AlreadyClosed, NotSendable) as ex:
             done = f"refused: {ex}"
         results.append({"id": number, "result": done})
     _tell(cli, results)
 
 
 def _chosen(
-    events: DeadEvents, numbers: tuple[str, ...], everything: bool, reason: str | None
+    cli: Cli, engine: Engine, numbers: tuple[str, ...], everything: bool, reason: str | None
 ) -> list[str]:
     if numbers and not everything and reason is None:
         return list(numbers)
     if numbers or not (everything or reason):
         raise click.UsageError("give numbers, or --all, or --reason")
-    found = events.listed(state="dead", reason=reason or "", limit=_ALL_AT_ONCE)
-    return [str(each.id) for each in found]
+    found = DeadEvents(engine).listed(state=DEAD, reason=reason or "", limit=_ALL_AT_ONCE)
+    unsent = [
+        f"{_RELAY}{each.id}"
+        for each in _unsent(cli, engine)
+        if each.state == DEAD and reason in (None, each.reason)
+    ]
+    return [str(each.id) for each in found] + unsent
 
 
 def _number(text: str) -> int:
@@ -144,7 +149,7 @@ def _number(text: str) -> int:
 
 def _unsent(cli: Cli, engine: Engine) -> list[RelayDead]:
     config = cli.config()
-    return relay_dead(settings.under(config, config.outbox.path), engine)
+    return relay_dead.listed(settings.under(config, config.outbox.path), engine)
 
 
 def _one_unsent(cli: Cli, engine: Engine, number: str) -> RelayDead:
@@ -179,7 +184,7 @@ def _shown(event: DeadEvent) -> dict[str, Any]:
 def _shown_unsent(dead: RelayDead) -> dict[str, Any]:
     return {
         "id": f"{_RELAY}{dead.id}",
-        "state": REPLAYED if dead.sent else DEAD,
+        "state": dead.state,
         "reason": dead.reason,
         "event_id": dead.event_id,
         "account_id": dead.account_id,

@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS dead (
     reason TEXT NOT NULL, partition_key TEXT NOT NULL, body BLOB NOT NULL, at INTEGER NOT NULL,
     UNIQUE (incarnation, seq, event_id)
 );
+CREATE TABLE IF NOT EXISTS dismissed (id INTEGER PRIMARY KEY);  -- of dead, by people
 """
 
 _ADVANCE: Final = """
@@ -37,6 +38,10 @@ ON CONFLICT (incarnation) DO UPDATE SET seq = excluded.seq, event_id = excluded.
 _ADD_DEAD: Final = """
 INSERT OR IGNORE INTO dead (incarnation, seq, event_id, reason, partition_key, body, at)
 VALUES (?, ?, ?, ?, ?, ?, ?)
+"""
+
+_COUNT_DEAD: Final = """
+SELECT reason, count(*) FROM dead WHERE id NOT IN (SELECT id FROM dismissed) GROUP BY reason
 """
 
 
@@ -126,8 +131,8 @@ class RelayStore:
         ]
 
     def dead_counts(self) -> dict[str, int]:
-        """How many were set aside, by reason."""
-        return dict(self._connection.execute("SELECT reason, count(*) FROM dead GROUP BY reason"))
+        """How many were set aside and not dismissed, by reason."""
+        return dict(self._connection.execute(_COUNT_DEAD))
 
     def carried(self, incarnation: str) -> OpenWork:
         """What the rows of removed files left open, as of the last `carry`."""

@@ -5,7 +5,11 @@ import re
 import time
 
 import pytest
+from sqlalchemy import select
 
+from schemas import events
+from services.backends.sql.engine import read
+from services.backends.sql.tables import sql_outbox
 from tests.parts.feature import admin_key, api, assert_accounted, each_worker, make_key, refused
 from tests.parts.wire import PATHS, frames, post, request, text_body
 
@@ -224,6 +228,29 @@ def test_a_deleted_key_is_none(stack, owner):
     assert made["id"] not in listed
     ended = api(stack, "GET", "/keys?status=revoked", owner).json()["items"]
     assert [row["id"] for row in ended] == [made["id"]]
+
+
+def audits(stack, subject):
+    """The audit events of a subject, in their order."""
+    query = select(sql_outbox.c.body).order_by(sql_outbox.c.id)
+    bodies = read(stack._open_books().catalog._engine, lambda c: c.execute(query).scalars().all())
+    found = [events.decode(bytes(body)) for body in bodies]
+    return [each for each in found if isinstance(each, events.Audit) and each.subject == subject]
+
+
+def test_a_change_tells_who_made_it_from_where(stack, owner):
+    headers = [("user-agent", "acme-console/2.1"), ("content-type", "application/json")]
+    path, body = "/api/v1/keys", json.dumps({"name": "k"}).encode()
+    made = request(stack.port, "POST", path, key=owner, body=body, headers=headers).json()
+    stack.cli("key", "revoke", made["id"])
+    created, revoked = audits(stack, made["id"])
+    assert (created.action, created.ip, created.user_agent) == (
+        "key.create",
+        "127.0.0.1",
+        "acme-console/2.1",
+    )
+    assert created.actor.startswith("key_")
+    assert (revoked.actor, revoked.ip, revoked.user_agent) == ("operator", "", "")
 
 
 @pytest.mark.parametrize("dialect", list(PATHS))

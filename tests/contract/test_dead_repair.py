@@ -13,7 +13,7 @@ from services.backends.bus.port import Message, Record
 from services.backends.sql.dead_events import DeadEvents, NoSuchDeadEvent
 from services.backends.sql.engine import write
 from services.backends.sql.incarnations import Incarnations, NoSuchIncarnation
-from services.backends.sql.tables import account, limit_row, sql_outbox
+from services.backends.sql.tables import account, limit_row, settlement, sql_outbox
 from services.cli.context import Cli
 from services.cli.dead import dead
 from services.core.ids import uuid7_text
@@ -401,8 +401,8 @@ def test_the_list_tells_what_waits_and_what_the_relay_could_not_send(plant, monk
     lease = books.lease(books.account(10), 2 * USD)
     wrong = lease.usage(uuid7_text())
     wrong.cost_nano = wrong.charged_nano = 1
-    large = lease.pair()
-    plant.write([wrong, large[0]])
+    large, hopeless = lease.pair(), lease.pair()
+    plant.write([wrong, large[0], hopeless[0]])
     plant.catch_up()
     store = RelayStore(plant.folder)
     body = encode(large[1])
@@ -412,6 +412,15 @@ def test_the_list_tells_what_waits_and_what_the_relay_could_not_send(plant, monk
         [
             Dead(books.incarnation, 3, large[1].event_id, "too_large", account_id, body, now_us()),
             Dead(books.incarnation, 4, "", "checksum", account_id, damaged, now_us()),
+            Dead(
+                books.incarnation,
+                5,
+                hopeless[1].event_id,
+                "too_large",
+                account_id,
+                encode(hopeless[1]),
+                now_us(),
+            ),
         ]
     )
     store.close()
@@ -420,11 +429,12 @@ def test_the_list_tells_what_waits_and_what_the_relay_could_not_send(plant, monk
         ("price_mismatch", "dead"),
         ("too_large", "dead"),
         ("checksum", "dead"),
+        ("too_large", "dead"),
     ]
     assert listed[0]["held_usd"] == "0.1", "the hold of the request stays on its lease"
     number = listed[1]["id"]
     assert _said(plant, monkeypatch, "show", number)["body"] == body.decode()
-    assert _said(plant, monkeypatch, "list", "--reason", "checksum") == listed[2:]
+    assert _said(plant, monkeypatch, "list", "--reason", "checksum") == listed[2:3]
 
     assert _said(plant, monkeypatch, "replay", number)[0]["result"] == "sent"
     plant.catch_up()
@@ -435,6 +445,23 @@ def test_the_list_tells_what_waits_and_what_the_relay_could_not_send(plant, monk
     refused = _said(plant, monkeypatch, "replay", listed[2]["id"], exit_code=1)
     assert "damaged" in refused[0]["result"]
     _said(plant, monkeypatch, "show", "relay-99", exit_code=1)
-    _said(plant, monkeypatch, "dismiss", number, exit_code=2)
+    refused = _said(plant, monkeypatch, "dismiss", number, exit_code=1)
+    assert refused[0]["result"] == "refused: it was sent"
+
+    before = books.leases()[lease.lease_id]
+    for expected in ("dismissed", "dismissed before"):
+        ids = [listed[2]["id"], listed[3]["id"]]
+        done = _said(plant, monkeypatch, "dismiss", *ids, "--note", "of no use")
+        assert [each["result"] for each in done] == [expected] * 2
+    plant.catch_up()
+    assert [row["id"] for row in _said(plant, monkeypatch, "list", "--state", "dismissed")] == ids
+    assert [row["reason"] for row in _said(plant, monkeypatch, "list")] == ["price_mismatch"]
+    (ended,) = [row for row in books.rows(settlement) if row.request_id == hopeless[1].request_id]
+    assert (ended.outcome, ended.charged_nano) == ("abandoned", 0)
+    after = books.leases()[lease.lease_id]
+    assert after[2] == before[2] + 1, "its lease waits for it no longer"
     assert books.wallet(account_id) == 10 * USD - large[1].charged_nano
+    store = RelayStore(plant.folder)
+    assert store.dead_counts() == {"too_large": 1}, "the one that was sent after all"
+    store.close()
     books.check()

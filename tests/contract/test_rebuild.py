@@ -18,13 +18,13 @@ from services.backends.sql.plans import Plans
 from services.backends.sql.tables import balance, dead_event, ledger_position, settlement
 from services.cli.context import Cli
 from services.cli.rebuild import rebuild
-from services.core.ids import uuid7_text
+from services.core.ids import new_id, uuid7_text
 from services.meter.booked import Booked
 from services.meter.dead_repair import DeadRepair
 from services.meter.rebuild_clickhouse import ClickHouseRebuild
 from services.meter.rebuild_ledger import CannotRebuild, LedgerRebuild, compare, ends_of
 from services.meter.replay import replay
-from tests.parts.books import USD
+from tests.parts.books import MODEL, USD, LeaseLog
 from tests.parts.postgres import drop_database, postgres_url
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant_fixture"]
@@ -32,11 +32,29 @@ pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant_fixture"
 LEDGER = ("balances", "applied", "settlements", "postings", "dead")
 
 
+def _capped(books) -> LeaseLog:
+    """A lease for a model that is capped for the key's member."""
+    org = books.catalog.create_account(f"org-{uuid7_text()}", kind="org")
+    books.wallets.move(org.id, "topup", 10 * USD)
+    member = books.catalog.create_member(org.id, "m", models=["*"], caps_nano={MODEL: 3 * USD})
+    key, _ = books.catalog.create_key(org.id, "k", member_id=member.id)
+    lease_id = new_id("lease")
+    books.budgets.grant(lease_id, 1, books.incarnation, key.id, USD, USD, model=MODEL)
+    return LeaseLog(books, org.id, key.id, lease_id)
+
+
+def _caps(books) -> dict:
+    """(limit, settled, leased) of every cap."""
+    return {name: value for name, value in books.limits().items() if name[0] == "member_model"}
+
+
 def _story(plant) -> None:
     """All that a ledger may hold: billed, failed, written off, late, replayed, dismissed, moved,
     sent twice."""
     books = plant.books
     leases = [books.lease(books.account(10), 2 * USD) for _ in range(4)]
+    capped = _capped(books)
+    plant.write([*capped.pair(), *capped.pair(input=11)])
     for each in leases:
         plant.write([*each.pair(), *each.pair(input=7)])
     failed = leases[0].request()
@@ -100,13 +118,14 @@ def spare(plant, tmp_path):
 def test_a_deleted_ledger_comes_back_to_the_nano(plant):
     books = plant.books
     _story(plant)
-    before = _ledger(books)
+    before, caps = _ledger(books), _caps(books)
     assert before["balances"]["loss"] < 0 < before["balances"]["revenue"]
+    assert [(limit, settled > 0) for limit, settled, _ in caps.values()] == [(3 * USD, True)]
     _wipe(books)
     assert books.balances() == {}
     ranges = ends_of(plant.bus, books.engine)
     result = LedgerRebuild(plant.bus, books.engine, books.reader()).run(ranges)
-    assert _ledger(books) == before
+    assert (_ledger(books), _caps(books)) == (before, caps)
     # Everything stands twice in the log, and what was replayed from `dead_event` came once more.
     assert (result.unposted_movements, result.repeated) == (0, result.events // 2 + 1)
     report = plant.reconcile()

@@ -1,6 +1,9 @@
 """The SQL outbox: events that are written in the transaction of the change that they tell."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final, NamedTuple
 
 import msgspec
 from sqlalchemy import BigInteger, Connection, Engine, insert, not_, select, update
@@ -13,6 +16,17 @@ from services.core.ids import new_id
 
 SOURCE = "sql"
 NO_ACCOUNT = "-"  # the account of an event that belongs to none
+
+
+class Origin(NamedTuple):
+    """The call that asks for a change."""
+
+    ip: str = ""
+    user_agent: str = ""
+
+
+_NO_CALL: Final = Origin()
+_origin: Final[ContextVar[Origin]] = ContextVar("origin", default=_NO_CALL)
 
 
 class OutboxRow(msgspec.Struct):
@@ -82,6 +96,17 @@ def send_again(connection: Connection, event_id: str, account_id: str, body: byt
         connection.execute(insert(sql_outbox).values(row))
 
 
+@contextmanager
+def coming_from(origin: Origin) -> Iterator[None]:
+    """What is audited inside tells `origin`: it is the same for all that one call changes, and no
+    matter of the rules in between. Another thread needs a copy of the context."""
+    before = _origin.set(origin)
+    try:
+        yield
+    finally:
+        _origin.reset(before)
+
+
 def audit(
     connection: Connection,
     action: str,
@@ -100,5 +125,6 @@ def audit(
         actor=actor,
         subject=subject,
         detail=detail,
+        **_origin.get()._asdict(),
     )
     append(connection, event)

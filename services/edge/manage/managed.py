@@ -1,6 +1,7 @@
 """The way of every management route: who calls, what the body says, what the catalog answers."""
 
 from collections.abc import Callable
+from contextvars import copy_context
 from functools import partial
 from typing import Any, Final, ParamSpec, TypeVar
 
@@ -10,6 +11,7 @@ import gevent
 from schemas.errors import Code
 from services.backends.sql.catalog import AlreadyInCatalog, NotInCatalog
 from services.backends.sql.catalog_readers import wait_for_readers
+from services.backends.sql.outbox import Origin, coming_from
 from services.backends.sql.wallets import InsufficientFunds, MovementConflict
 from services.core.access import credentials
 from services.core.errors import InvalidRequest, Refusal
@@ -26,6 +28,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 BODY_MAX_BYTES: Final = 1024 * 1024
+_USER_AGENT_MAX: Final = 256
 PAGE_SIZE: Final = 50
 PAGE_SIZE_MAX: Final = 200
 
@@ -43,6 +46,7 @@ class Managed(Authenticated):
         """Answers with what `act` returns as JSON, for the operator or the holder of a key."""
         if "\0" in req.path or "%00" in req.query_string:  # a database takes no text with it
             act = _no_such_name
+        act = self._told(req, act)
         query = {"key": req.get_param("key") or ""}
         offered = credentials(client_headers(req.env), query)
         if any(map(self._desk.admin_key.matches, offered)):
@@ -74,8 +78,18 @@ class Managed(Authenticated):
         return parsed(read_body(req.env, BODY_MAX_BYTES, timeout_s), shape)
 
     def _sql(self, fn: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """`fn` off the hub."""
-        return self._worker.threads.apply(partial(fn, *args, **kwargs))
+        """`fn` off the hub; what it audits tells where the call comes from."""
+        return self._worker.threads.apply(partial(copy_context().run, partial(fn, *args, **kwargs)))
+
+    def _told(self, req: falcon.Request, act: Callable[[Manager], T]) -> Callable[[Manager], T]:
+        ip = self._worker.snapshots.current.client_address(req.env)
+        origin = Origin(ip, (req.user_agent or "")[:_USER_AGENT_MAX])
+
+        def told(manager: Manager) -> T:
+            with coming_from(origin):
+                return act(manager)
+
+        return told
 
     @property
     def _index(self) -> ModelIndex:
