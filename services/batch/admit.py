@@ -222,9 +222,9 @@ class Admission:
         return self._parts.config.artifacts.upload_max_bytes
 
     def _eta_s(self, model: ModelPrice, params: Mapping[str, Any]) -> int:
-        typical = self._parts.jobs.typical_s(model.model)
+        typical = self._parts.typical.seconds(model.model)
         if typical is not None:
-            return max(1, typical)
+            return typical
         if model.kind == "video":
             return max(10, 7 * int(params["duration_seconds"]))
         return _TYPICAL_S.get(model.kind, 5)

@@ -20,6 +20,7 @@ from services.backends.sql.catalog import Catalog
 from services.backends.sql.deliveries import Deliveries
 from services.backends.sql.endpoints import Endpoints
 from services.backends.sql.engine import open_engine
+from services.backends.sql.grouped import GroupedWrites
 from services.backends.sql.housekeeping import Housekeeping
 from services.backends.sql.incarnations import BATCH
 from services.backends.sql.job_claims import JobClaims
@@ -44,6 +45,7 @@ from services.batch.providers.rerank import Rerank
 from services.batch.providers.veo import Veo
 from services.batch.resources.base import Service
 from services.batch.sweeps import Sweeps
+from services.batch.typical import Typical
 from services.batch.view import Views
 from services.core.netguard import Guard
 from services.core.routing import Cooldowns
@@ -71,19 +73,21 @@ class Batch:
         secret = settings.load_secret(config.data_dir)
         budgets = Budgets(self._engine)
         budgets.open_incarnation(INCARNATION, BATCH, "-")
+        writes = GroupedWrites(self._engine)
         parts = Parts(
             config=config,
             clock=clock,
             views=Views(Catalog(self._engine, secret), clock),
-            jobs=Jobs(self._engine, budgets),
-            claims=JobClaims(self._engine, config.batch.claim_s),
-            ends=JobEnds(self._engine),
+            jobs=Jobs(writes, budgets),
+            claims=JobClaims(writes, config.batch.claim_s),
+            ends=JobEnds(writes),
             uploads=Uploads(self._engine),
             store=object_store(config),
             http=HttpClient(),
             fetcher=Fetcher(Guard(config.batch.fetch_networks)),
             providers=providers(config),
             cooldowns=Cooldowns(clock.monotonic_s),
+            typical=Typical(),
         )
         self._beat = Heartbeat(config, "batch")
         engine = JobEngine(parts, self._beat.beat)

@@ -29,6 +29,7 @@ from services.batch.providers.port import (
 from services.batch.settle import expected_cost_nano
 from services.core.catalog import Channel
 from services.core.jobs import AttemptState, Fault, Phase, next_poll_s
+from services.core.upstream_words import client_text
 
 _WAIT_S: Final = 1.0
 _NOT_SENT_MAX_S: Final = 30.0
@@ -51,7 +52,7 @@ def from_queue(parts: Parts, held: Job) -> None:
     }
     left = [each for each in serving if each.name not in tried]
     if not left:
-        message = "every channel refused it" if serving else f"no channel makes {held.priced_as}"
+        message = "no upstream takes it" if serving else f"nobody makes {held.priced_as} now"
         parts.ends.free(held, Free(Phase.FAILED, Fault.NO_CAPACITY, message))
         return
     ready = [each for each in left if parts.cooldowns.ready(each.name)]
@@ -82,7 +83,13 @@ def send(parts: Parts, held: Job, tried: Attempt, channel: Channel, provider: Pr
             return
         parts.ends.free(
             held,
-            Free(Phase.FAILED, Fault.UPSTREAM_REJECTED, str(ex), attempt=AttemptState.NOT_SENT),
+            Free(
+                Phase.FAILED,
+                Fault.UPSTREAM_REJECTED,
+                client_text(str(ex), "an input could not be read"),
+                attempt=AttemptState.NOT_SENT,
+                detail=str(ex),
+            ),
         )
         return
     except (StoreUnavailable, NotStored) as ex:
@@ -118,15 +125,13 @@ def send(parts: Parts, held: Job, tried: Attempt, channel: Channel, provider: Pr
         _unclear(parts, held, tried, provider, answer)
 
 
-def take_over(parts: Parts, held: Job) -> None:
+def take_over(parts: Parts, held: Job, tried: Attempt) -> None:
     """The worker that was sending it is gone: the create may have landed."""
-    tried = parts.claims.attempt(held)
     parts.claims.unknown(held, tried, 0, "the process ended while it was sent", 0.0)
 
 
-def look_up(parts: Parts, held: Job) -> None:
+def look_up(parts: Parts, held: Job, tried: Attempt) -> None:
     """Finds out what became of a create."""
-    tried = parts.claims.attempt(held)
     channel = parts.views.view().channel(tried.channel)
     provider = parts.providers.get(channel.provider) if channel is not None else None
     if channel is None or provider is None:
@@ -147,13 +152,13 @@ def look_up(parts: Parts, held: Job) -> None:
     elif isinstance(answer, Later):
         parts.claims.later(held, max(_WAIT_S, min(age_s * 0.2, 30.0)))
     else:
-        message = f"no answer came from {channel.name}, and it cannot be asked: {tried.message}"
         parts.ends.free(
             held,
             Free(
                 Phase.FAILED,
                 Fault.UPSTREAM_UNKNOWN,
-                message,
+                "nobody can tell whether the upstream took it; it was not sent again",
+                detail=f"no answer, and it cannot be asked: {tried.message}",
                 attempt=AttemptState.LOST,
                 provider_cost_nano=expected_cost_nano(parts, held),
             ),
@@ -180,7 +185,8 @@ def _refused(parts: Parts, held: Job, tried: Attempt, channel: Channel, answer: 
             Free(
                 Phase.FAILED,
                 fault,
-                answer.message,
+                client_text(answer.message, "the upstream refused the request"),
+                detail=answer.message,
                 attempt=AttemptState.REFUSED,
                 status=answer.status,
             ),

@@ -13,7 +13,7 @@ from services.backends.http.fetch import FetchFailed, FetchRefused
 from services.backends.lifecycle import crash_point
 from services.backends.objects.port import Draft, StoreUnavailable, TooLarge, chunks_of
 from services.backends.sql.job_ends import Free
-from services.backends.sql.job_records import Job, NewArtifact
+from services.backends.sql.job_records import Attempt, Job, NewArtifact
 from services.batch.parts import Parts
 from services.batch.providers.port import Done, Output, Provider
 from services.batch.settle import bill, expected_cost_nano
@@ -28,27 +28,30 @@ _GONE: Final = (404, 410)
 
 
 class Unusable(Exception):
-    """This output will never be usable."""
+    """This output will never be usable. Its text is for the client, `detail` for the operator."""
 
-    def __init__(self, fault: Fault, message: str) -> None:
+    def __init__(self, fault: Fault, message: str, detail: str = "") -> None:
         super().__init__(message)
         self.fault = fault
+        self.detail = detail
 
 
 class NotNow(Exception):
     """It could not be copied now."""
 
 
-def deliver(parts: Parts, held: Job, channel: Channel, provider: Provider, done: Done) -> None:
+def deliver(
+    parts: Parts, held: Job, tried: Attempt, channel: Channel, provider: Provider, done: Done
+) -> None:
     """The outputs of a generation that can be asked for again."""
     try:
         kept, why = _copy_all(parts, held, channel, provider, done)
     except NotNow as ex:
-        ended_at = parts.claims.attempt(held).ended_at or parts.clock.now_us()
+        ended_at = tried.ended_at or parts.clock.now_us()
         if parts.clock.now_us() - ended_at < _GIVE_UP_S * 1_000_000:
             parts.claims.later(held, _AGAIN_S)
             return
-        kept, why = [], Unusable(Fault.ARTIFACT_FETCH_FAILED, str(ex))
+        kept, why = [], _not_copied(str(ex))
     _settle(parts, held, done, kept, why)
 
 
@@ -59,7 +62,7 @@ def deliver_now(parts: Parts, held: Job, channel: Channel, provider: Provider, d
             kept, why = _copy_all(parts, held, channel, provider, done)
             break
         except NotNow as ex:
-            kept, why = [], Unusable(Fault.ARTIFACT_FETCH_FAILED, str(ex))
+            kept, why = [], _not_copied(str(ex))
             if attempt < _STORE_TRIES:
                 parts.clock.sleep(0.2 * 2**attempt)
     _settle(parts, held, done, kept, why)
@@ -71,6 +74,8 @@ def _settle(
     crash_point("batch.artifacts.kept")
     if kept:
         parts.ends.complete(held, kept, bill(parts, held, kept, done.told))
+        if held.started_at is not None:
+            parts.typical.note(held.priced_as, parts.clock.now_us() - held.started_at)
         return
     if done.filtered:
         end = Free(
@@ -89,8 +94,13 @@ def _settle(
             message,
             attempt=AttemptState.FAILED,
             provider_cost_nano=cost_nano,
+            detail=why.detail if why is not None else "",
         )
     parts.ends.free(held, end)
+
+
+def _not_copied(detail: str) -> Unusable:
+    return Unusable(Fault.ARTIFACT_FETCH_FAILED, "the result could not be copied", detail)
 
 
 def _copy_all(
@@ -152,7 +162,7 @@ def _fetch(parts: Parts, channel: Channel, provider: Provider, output: Output, l
                 raise NotNow(f"the result's link answered {got.status}")
             return parts.store.receive(got.chunks(), limit)
     except FetchRefused as ex:
-        raise Unusable(Fault.ARTIFACT_FETCH_FAILED, str(ex)) from ex
+        raise _not_copied(str(ex)) from ex
     except FetchFailed as ex:
         raise NotNow(str(ex)) from ex
 

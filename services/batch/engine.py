@@ -11,8 +11,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
 from services.backends.sql.engine import DatabaseUnavailable
+from services.backends.sql.job_claims import Claimed
 from services.backends.sql.job_ends import Free
-from services.backends.sql.job_records import ClaimLost, Job
+from services.backends.sql.job_records import Attempt, ClaimLost, Job
 from services.backends.telemetry import get_logger, metric
 from services.batch import create, poll
 from services.batch.parts import Parts
@@ -21,11 +22,11 @@ from services.core.jobs import AttemptState, Fault, Phase
 
 _CLAIM_MAX: Final = 50
 _CLAIMS_MAX: Final = 20  # of a job whose steps never end
+_PACE_S: Final = 0.02  # between two claims: what became due meanwhile comes in one
 _AWAY_S: Final = 1.0
 _DRAIN_S: Final = 25.0
 
-_STEPS: Final[dict[Phase, Callable[[Parts, Job], None]]] = {
-    Phase.QUEUED: create.from_queue,
+_STEPS: Final[dict[Phase, Callable[[Parts, Job, Attempt], None]]] = {
     Phase.SUBMITTING: create.take_over,
     Phase.UNKNOWN: create.look_up,
     Phase.POLLING: poll.poll,
@@ -63,8 +64,11 @@ class JobEngine:
                     continue
                 for each in found:
                     pool.submit(self._step, each)
-                if not found:
+                if found:
+                    stop.wait(_PACE_S)
+                else:
                     self._wake.wait(self._parts.config.batch.poll_s)
+                    stop.wait(_PACE_S)
 
     def beat(self, stop: threading.Event) -> None:
         """Keeps the claims of long steps alive, until `stop` and then until they have ended."""
@@ -84,20 +88,21 @@ class JobEngine:
         except DatabaseUnavailable as ex:
             self._log.warning("claims_not_prolonged", error=str(ex))
 
-    def _claim(self) -> list[Job]:
+    def _claim(self) -> list[Claimed]:
         with self._lock:
             free = self._threads - len(self._held)
         if free <= 0:
             return []
         found = self._parts.claims.claim(min(free, _CLAIM_MAX))
         with self._lock:
-            self._held.update((each.id, each) for each in found)
+            self._held.update((each.job.id, each.job) for each in found)
         return found
 
-    def _step(self, held: Job) -> None:
+    def _step(self, claimed: Claimed) -> None:
+        held = claimed.job
         try:
             metric("tollgate_job_steps_total").labels(held.phase.value).inc()
-            self._run_step(held)
+            self._run_step(held, claimed.tried)
         except ClaimLost:
             self._log.info("claim_lost", job=held.id, phase=held.phase.value)
         except DatabaseUnavailable as ex:
@@ -109,7 +114,7 @@ class JobEngine:
                 self._held.pop(held.id, None)
             self._wake.set()
 
-    def _run_step(self, held: Job) -> None:
+    def _run_step(self, held: Job, tried: Attempt | None) -> None:
         parts = self._parts
         if held.claims > _CLAIMS_MAX:
             sent = held.phase is not Phase.QUEUED
@@ -122,9 +127,12 @@ class JobEngine:
             )
             parts.ends.free(held, end)
         elif parts.clock.now_us() >= _end_at(held):
-            poll.too_old(parts, held)
+            poll.too_old(parts, held, tried)
+        elif held.phase is Phase.QUEUED:
+            create.from_queue(parts, held)
         else:
-            _STEPS[held.phase](parts, held)
+            assert tried is not None  # committed in the transaction that left the queue
+            _STEPS[held.phase](parts, held, tried)
 
 
 def _end_at(held: Job) -> int:

@@ -12,6 +12,7 @@ from services.backends.sql.job_ends import JobEnds
 from services.backends.sql.jobs import Jobs
 from services.backends.sql.uploads import Uploads
 from services.batch.providers.port import Http, Provider
+from services.batch.typical import Typical
 from services.batch.view import Views
 from services.core.routing import Cooldowns
 
@@ -29,3 +30,4 @@ class Parts(NamedTuple):
     fetcher: Fetcher
     providers: Mapping[str, Provider]
     cooldowns: Cooldowns
+    typical: Typical

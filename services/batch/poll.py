@@ -29,15 +29,15 @@ from services.batch.providers.port import (
 from services.batch.settle import expected_cost_nano
 from services.core.catalog import Channel
 from services.core.jobs import AttemptState, Fault, Phase, next_poll_s
+from services.core.upstream_words import client_text
 
 _GONE_TIMES: Final = 3
 _AGAIN_S: Final = 2.0
 _AWAY_S: Final = 5.0
 
 
-def poll(parts: Parts, held: Job) -> None:
+def poll(parts: Parts, held: Job, tried: Attempt) -> None:
     """One look at a generation that the upstream has, also one whose results are being copied."""
-    tried = parts.claims.attempt(held)
     channel = parts.views.view().channel(tried.channel)
     provider = parts.providers.get(channel.provider) if channel is not None else None
     if channel is None or provider is None:
@@ -53,7 +53,7 @@ def poll(parts: Parts, held: Job) -> None:
         if held.phase is Phase.POLLING:
             held = parts.claims.fetching(held)
         crash_point("batch.fetching.committed")
-        deliver(parts, held, channel, provider, answer)
+        deliver(parts, held, tried, channel, provider, answer)
     elif isinstance(answer, Failed):
         _failed(parts, held, answer)
     elif isinstance(answer, Gone):
@@ -89,7 +89,8 @@ def _failed(parts: Parts, held: Job, answer: Failed) -> None:
     else:
         fault = Fault.SAFETY_BLOCKED if answer.moderated else Fault.UPSTREAM_FAILED
         message = f"{answer.code}: {answer.message}" if answer.code else answer.message
-        end = Free(Phase.FAILED, fault, message, attempt=AttemptState.FAILED)
+        shown = client_text(message, "the upstream could not make it")
+        end = Free(Phase.FAILED, fault, shown, attempt=AttemptState.FAILED, detail=message)
     parts.ends.free(held, end)
 
 
@@ -140,14 +141,13 @@ def _cancel(parts: Parts, held: Job, channel: Channel, provider: Provider, task:
     return True
 
 
-def too_old(parts: Parts, held: Job) -> None:
+def too_old(parts: Parts, held: Job, tried: Attempt | None) -> None:
     """Its deadline, or the one for its start, has passed: free, whatever the upstream does."""
-    if held.phase is Phase.QUEUED:
+    if held.phase is Phase.QUEUED or tried is None:
         late = held.start_by is not None and held.start_by < held.deadline_at
         fault = Fault.START_DEADLINE_EXCEEDED if late else Fault.DEADLINE_EXCEEDED
         parts.ends.free(held, Free(Phase.EXPIRED, fault, "it was not started in time"))
         return
-    tried = parts.claims.attempt(held)
     channel = parts.views.view().channel(tried.channel)
     provider = parts.providers.get(channel.provider) if channel is not None else None
     stopped = False

@@ -19,6 +19,7 @@ from services.core.jobs import (
     task_status,
 )
 from services.core.money import NANO_PER_USD, exact_usd
+from services.core.upstream_words import client_text
 
 _SOURCES: Final = {
     Fault.CANCELLED_BY_USER: "client",
@@ -136,7 +137,7 @@ def attempt_view(attempt: Attempt) -> dict[str, Any]:
         "ended_at": moment(attempt.ended_at),
         "polls": attempt.polls,
         "status": attempt.status or None,
-        "message": attempt.message or None,
+        "message": client_text(attempt.message, "") or None,
     }
 
 

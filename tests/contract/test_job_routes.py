@@ -482,3 +482,37 @@ def test_an_endpoint_that_is_gone_or_takes_nothing_is_disabled(house, receiver):
     redeliver(house, path)
     house.until(lambda: len(receiver.got) == 5, "what was asked for by hand")
     assert state()[0] == "disabled"
+
+
+FREE_ENDS = [
+    ("sim-video", "create-400"),
+    ("sim-video", "create-401"),
+    ("sim-video", "create-500-done"),
+    ("sim-video", "create-cut"),
+    ("sim-image", "create-garbage"),
+    ("veo-3.1", "job-fail"),
+    ("veo-3.1", "artifact-404"),
+    ("veo-3.1", "artifact-private"),
+    ("veo-3.1", "artifact-wrong-type"),
+]
+
+
+def test_the_error_of_a_job_tells_nothing_of_where_and_how_it_was_made(house, media_sim):
+    made = {}
+    for model, fault in FREE_ENDS:
+        given = {} if model == "sim-image" else {"duration_seconds": 1}
+        made[fault] = house.submit(model, prompt=f"a fox sim:fault {fault}", **given)
+    hidden = ["127.0.0.1", str(media_sim.port), "169.254", "http:", "Connection", "Error(", "Pool"]
+    hidden += [str(house.folder), *(each.name for each in house.channels)]
+    for fault, job in made.items():
+        told = house.wait_for(job["id"])
+        assert told["state"] == "failed", (fault, told)
+        tries = house.call("GET", f"/v1/jobs/{job['id']}/attempts")[1]["data"]
+        words = [told["error"]["message"], *(each["message"] or "" for each in tries)]
+        task = query_task(house, task_id=job["id"].replace("job_", "task_"))[1]
+        words.append(task["error_message"])
+        shown = " | ".join(words)
+        assert told["error"]["message"]
+        assert not [each for each in hidden if each in shown], (fault, shown)
+    for event in house.events():
+        assert not [each for each in hidden[:7] if each in getattr(event, "message", "")], event

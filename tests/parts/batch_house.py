@@ -76,7 +76,7 @@ class BatchHouse:
     def newcomer(self) -> None:
         """An account of its own with a key and money; what is read of jobs is its from now on."""
         self.account = self.catalog.create_account(uuid.uuid4().hex)
-        self.key = self.catalog.create_key(self.account.id, "first")[0]
+        self.key, self.secret = self.catalog.create_key(self.account.id, "first")
         Wallets(self.engine).move(self.account.id, "topup", WALLET_NANO, "start")
 
     @staticmethod

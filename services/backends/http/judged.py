@@ -5,11 +5,14 @@ very addresses while `Host` and the TLS name stay the URL's: a second, different
 server changes nothing.
 """
 
+import math
 import socket
 import threading
+import time
 from contextlib import suppress
 from ssl import SSLContext
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from requests.adapters import HTTPAdapter
@@ -33,19 +36,19 @@ class Watch:
 
     def __init__(self, deadline_s: float) -> None:
         self.over = False
+        self.until_s = time.monotonic() + deadline_s
         self._sockets: list[socket.socket] = []
         self._lock = threading.Lock()
-        self._timer = threading.Timer(deadline_s, self._end)
-        self._timer.daemon = True
-        self._timer.start()
+        _ALARM.add(self)
 
     def add(self, connected: socket.socket) -> None:
         with self._lock:
             self._sockets.append(connected.dup())  # TLS takes the original away
         if self.over:
-            self._end()
+            self.end()
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """Its time is over."""
         self.over = True
         with self._lock:
             for each in self._sockets:
@@ -53,11 +56,51 @@ class Watch:
                     each.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        self._timer.cancel()
+        _ALARM.drop(self)
         with self._lock:
             for each in self._sockets:
                 each.close()
             self._sockets.clear()
+
+
+class _Alarm:
+    """One thread for all watches, started with the first one: a timer each would cost a thread
+    each."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._watches: set[Watch] = set()
+        self._next_s = math.inf
+        self._thread: threading.Thread | None = None
+
+    def add(self, watch: Watch) -> None:
+        with self._changed:
+            self._watches.add(watch)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="alarm", daemon=True)
+                self._thread.start()
+            elif watch.until_s < self._next_s:
+                self._changed.notify()
+
+    def drop(self, watch: Watch) -> None:
+        with self._changed:
+            self._watches.discard(watch)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._next_s = min((each.until_s for each in self._watches), default=math.inf)
+                wait_s = min(self._next_s - time.monotonic(), threading.TIMEOUT_MAX)
+                if wait_s > 0:
+                    self._changed.wait(wait_s)
+                now_s = time.monotonic()
+                over = {each for each in self._watches if each.until_s <= now_s}
+                self._watches -= over
+            for each in over:
+                each.end()
+
+
+_ALARM = _Alarm()
 
 
 class Way:
@@ -98,12 +141,48 @@ class Way:
         raise problem or socket.gaierror(f"{host} has no address")
 
 
+class _Judged:
+    """What both kinds of connections do."""
+
+    way: Way
+
+    def _new_conn(self) -> socket.socket:
+        return self.way.open(self)  # type: ignore[arg-type]
+
+    def connect(self) -> None:
+        super().connect()  # type: ignore[misc]
+        self.way.made = True
+
+
+class _Plain(_Judged, HTTPConnection):
+    pass
+
+
+class _Secure(_Judged, HTTPSConnection):
+    pass
+
+
 class _UsedOnce(HTTPConnectionPool):
     """Keeps no connection, though the server may offer it."""
+
+    way: Way
+
+    def _new_conn(self) -> Any:
+        made: Any = super()._new_conn()
+        made.way = self.way
+        return made
 
     def _put_conn(self, conn: Any) -> None:
         if conn is not None:
             conn.close()
+
+
+class _PlainPool(_UsedOnce, HTTPConnectionPool):
+    ConnectionCls = _Plain
+
+
+class _SecurePool(_UsedOnce, HTTPSConnectionPool):
+    ConnectionCls = _Secure
 
 
 class Adapter(HTTPAdapter):
@@ -112,41 +191,28 @@ class Adapter(HTTPAdapter):
     def __init__(self, way: Way, context: SSLContext) -> None:
         self._way = way
         self._context = context
+        self._pools: list[HTTPConnectionPool] = []
         super().__init__(max_retries=0)
 
     def init_poolmanager(self, *arguments: Any, **named: Any) -> None:
-        super().init_poolmanager(*arguments, ssl_context=self._context, **named)
-        way = self._way
+        """There is none: every exchange has a pool of its own."""
 
-        class Plain(HTTPConnection):
-            def _new_conn(self) -> socket.socket:
-                return way.open(self)
-
-            def connect(self) -> None:
-                super().connect()
-                way.made = True
-
-        class Secure(HTTPSConnection):
-            def _new_conn(self) -> socket.socket:
-                return way.open(self)
-
-            def connect(self) -> None:
-                super().connect()
-                way.made = True
-
-        class PlainPool(_UsedOnce, HTTPConnectionPool):
-            ConnectionCls = Plain
-
-        class SecurePool(_UsedOnce, HTTPSConnectionPool):
-            ConnectionCls = Secure
-
-        self.poolmanager.pool_classes_by_scheme = {"http": PlainPool, "https": SecurePool}
-
-    def build_connection_pool_key_attributes(
-        self, request: requests.PreparedRequest, verify: Any, cert: Any = None
-    ) -> tuple[Any, Any]:
-        host, _ = super().build_connection_pool_key_attributes(request, verify, cert)
-        return host, {}  # the shared context verifies
+    def get_connection_with_tls_context(
+        self, request: requests.PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
+    ) -> HTTPConnectionPool:
+        url = urlsplit(str(request.url))
+        pool: _UsedOnce
+        if url.scheme == "https":
+            pool = _SecurePool(str(url.hostname), url.port, ssl_context=self._context)
+        else:
+            pool = _PlainPool(str(url.hostname), url.port)
+        pool.way = self._way
+        self._pools.append(pool)
+        return pool
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """The shared context verifies."""
+
+    def close(self) -> None:
+        for pool in self._pools:
+            pool.close()

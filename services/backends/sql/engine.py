@@ -28,7 +28,7 @@ IDLE_TIMEOUT_MS: Final = 10_000  # a process that stands still in a transaction 
 _WRITE: Final = "tollgate_write"
 _IDLE_TOO_LONG: Final = "25P03"
 _REPEAT_SQLSTATES: Final = frozenset({"40001", "40P01", "55P03", _IDLE_TOO_LONG})
-_TROUBLE: Final = (
+TROUBLE: Final = (
     exc.OperationalError,
     exc.InterfaceError,
     exc.TimeoutError,
@@ -47,6 +47,9 @@ class now_us(FunctionElement[int]):  # noqa: N801 - reads as the SQL function th
 
     type = BigInteger()
     inherit_cache = True
+
+
+_NOW: Final = select(now_us())
 
 
 @compiles(now_us, "sqlite")
@@ -119,7 +122,7 @@ def write(engine: Engine, fn: Callable[[Connection], T]) -> T:
                 connection = connection.execution_options(**{_WRITE: True})
                 with connection.begin():
                     return fn(connection)
-        except _TROUBLE as ex:
+        except TROUBLE as ex:
             if _at_fault(ex):
                 raise
             if attempt == ATTEMPTS or not _worth_repeating(ex):
@@ -139,7 +142,7 @@ def read(engine: Engine, fn: Callable[[Connection], T]) -> T:
                 )
             with connection.begin():
                 return fn(connection)
-    except _TROUBLE as ex:
+    except TROUBLE as ex:
         if _at_fault(ex):
             raise
         raise DatabaseUnavailable(_first_line(ex)) from ex
@@ -147,7 +150,7 @@ def read(engine: Engine, fn: Callable[[Connection], T]) -> T:
 
 def database_now_us(connection: Connection) -> int:
     """The database's clock, microseconds (SQLite: to the millisecond)."""
-    return int(connection.execute(select(now_us())).scalar_one())
+    return int(connection.execute(_NOW).scalar_one())
 
 
 def _worth_repeating(ex: Exception) -> bool:

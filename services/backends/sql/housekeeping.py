@@ -156,14 +156,7 @@ class Housekeeping:
                     idempotency.c.job_id.in_(old), idempotency.c.created_at < now - idempotency_us
                 )
             ).rowcount
-            seen = (
-                select(job_event.c.id)
-                .join(job, job.c.id == job_event.c.job_id)
-                .where(job.c.finished_at < now - _EVENTS_KEPT_US)
-                .order_by(job_event.c.id)
-                .limit(limit)
-            )
-            gone += connection.execute(delete(job_event).where(job_event.c.id.in_(seen))).rowcount
+            gone += connection.execute(delete(job_event).where(chosen)).rowcount
             oldest = f"whd_{(now - _DELIVERIES_KEPT_US) // 1000:012x}"  # ids begin with their time
             sent = (
                 select(delivery.c.id)
@@ -174,6 +167,15 @@ class Housekeeping:
                 gone + connection.execute(delete(delivery).where(delivery.c.id.in_(sent))).rowcount
             )
 
+        # Looked for beforehand: it may take long, and a write transaction keeps others waiting.
+        seen = (
+            select(job_event.c.id)
+            .join(job, job.c.id == job_event.c.job_id)
+            .where(job.c.finished_at < now_us() - _EVENTS_KEPT_US)
+            .order_by(job_event.c.id)
+            .limit(limit)
+        )
+        chosen = job_event.c.id.in_(read(self._engine, lambda c: c.execute(seen).scalars().all()))
         return write(self._engine, fn)
 
 

@@ -5,14 +5,32 @@ and a write that names an older one changes nothing and raises ClaimLost.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, case, func, insert, select, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    bindparam,
+    func,
+    insert,
+    select,
+    tuple_,
+    update,
+)
 
-from services.backends.sql.engine import database_now_us, now_us, read, write
+from services.backends.sql.engine import database_now_us, now_us, read
+from services.backends.sql.grouped import GroupedWrites
 from services.backends.sql.job_records import Attempt, Job
-from services.backends.sql.job_rows import as_job, fenced, fresh, note, write_attempt
+from services.backends.sql.job_rows import (
+    Due,
+    Given,
+    Wait,
+    as_job,
+    fenced,
+    note,
+    write_attempt,
+)
 from services.backends.sql.job_tables import attempt, job
 from services.backends.sql.tables import account
 from services.core.jobs import AttemptState, Phase
@@ -20,61 +38,83 @@ from services.core.jobs import AttemptState, Phase
 POSTPONED_US: Final = 1_000_000
 _TEXT_MAX: Final = 500
 
+_CLAIM_US: Final = bindparam("claim_us", type_=BigInteger())
+_DUE: Final = select(job.c.id).where(job.c.next_at <= now_us())
+_ANY_DUE: Final = _DUE.limit(1)
+_CLAIM: Final = (
+    update(job)
+    .where(
+        job.c.id.in_(
+            _DUE.order_by(job.c.next_at).limit(bindparam("most")).with_for_update(skip_locked=True)
+        )
+    )
+    .values(epoch=job.c.epoch + 1, claims=job.c.claims + 1, next_at=now_us() + _CLAIM_US)
+    .returning(job)
+)
+_PROLONG: Final = (
+    update(job)
+    .where(
+        tuple_(job.c.id, job.c.epoch).in_(bindparam("ours", expanding=True)),
+        job.c.next_at.is_not(None),
+        job.c.claims > 0,
+    )
+    .values(next_at=now_us() + _CLAIM_US)
+)
+_PRESENT: Final = select(attempt).where(
+    tuple_(attempt.c.job_id, attempt.c.no).in_(bindparam("begun", expanding=True))
+)
+_NEW_ATTEMPT: Final = insert(attempt)
+_ACTIVE: Final = select(func.count()).where(job.c.active)
+_ACTIVE_OF_ACCOUNT: Final = _ACTIVE.where(job.c.account_id == bindparam("account"))
+_ACTIVE_OF_CHANNEL: Final = _ACTIVE.where(job.c.channel == bindparam("channel"))
+_ACCOUNT: Final = (
+    select(account.c.id).where(account.c.id == bindparam("account")).with_for_update(key_share=True)
+)
+
+
+class Claimed(NamedTuple):
+    """A job for one step, and its present attempt, if there was one."""
+
+    job: Job
+    tried: Attempt | None
+
 
 class JobClaims:
     """Over the SQL database. Every method blocks and may raise DatabaseUnavailable; writes raise
     ClaimLost."""
 
-    def __init__(self, engine: Engine, claim_s: float) -> None:
-        self._engine = engine
+    def __init__(self, writes: GroupedWrites, claim_s: float) -> None:
+        self._writes = writes
         self._claim_us = round(claim_s * 1_000_000)
 
-    def claim(self, limit: int) -> list[Job]:
+    def claim(self, limit: int) -> list[Claimed]:
         """Up to `limit` due jobs, the longest due first, for a step each."""
 
-        def fn(connection: Connection) -> list[Job]:
-            due = (
-                select(job.c.id)
-                .where(job.c.next_at <= now_us())
-                .order_by(job.c.next_at)
-                .limit(limit)
-                .with_for_update(skip_locked=True)
-            )
-            rows = connection.execute(
-                update(job)
-                .where(job.c.id.in_(due))
-                .values(
-                    epoch=job.c.epoch + 1,
-                    claims=job.c.claims + 1,
-                    next_at=now_us() + self._claim_us,
-                )
-                .returning(job)
-            )
-            return [as_job(row) for row in rows]
+        def fn(connection: Connection) -> list[Claimed]:
+            asked = {"most": limit, "claim_us": self._claim_us}
+            rows = connection.execute(_CLAIM, asked).all()
+            jobs = [as_job(row) for row in rows]
+            tried = _present(connection, jobs)
+            return [Claimed(each, tried.get(each.id)) for each in jobs]
 
-        if read(self._engine, _none_due):
+        if read(self._writes.engine, _none_due):
             return []
-        return write(self._engine, fn)
+        return self._writes.write(fn)
 
     def hint(self, job_id: str) -> None:
         """The upstream may have news of it: it is due now, unless it is being looked at."""
         waits = (job.c.claims == 0, job.c.next_at > now_us())
         looks = job.c.phase.in_((Phase.POLLING.value, Phase.UNKNOWN.value))
         statement = update(job).where(job.c.id == job_id, looks, *waits).values(next_at=now_us())
-        write(self._engine, lambda connection: connection.execute(statement))
+        self._writes.write(lambda connection: connection.execute(statement))
 
     def prolong(self, held: Sequence[Job]) -> None:
         """The steps of `held` still run. Those that were taken over meanwhile are left alone."""
         if not held:
             return
         ours = [(each.id, each.epoch) for each in held]
-        statement = (
-            update(job)
-            .where(tuple_(job.c.id, job.c.epoch).in_(ours), job.c.next_at.is_not(None))
-            .where(job.c.claims > 0)
-            .values(next_at=now_us() + self._claim_us)
-        )
-        write(self._engine, lambda connection: connection.execute(statement))
+        given = {"ours": ours, "claim_us": self._claim_us}
+        self._writes.write(lambda connection: connection.execute(_PROLONG, given))
 
     def begin_attempt(
         self,
@@ -94,7 +134,7 @@ class JobClaims:
                 return None
             now = database_now_us(connection)
             no = held.attempt_no + 1
-            version = fenced(
+            begun = fenced(
                 connection,
                 held,
                 phase=Phase.SUBMITTING,
@@ -125,12 +165,12 @@ class JobClaims:
                 taken_at=None,
                 ended_at=None,
             )
-            connection.execute(insert(attempt).values(msgspec.structs.asdict(row)))
+            connection.execute(_NEW_ATTEMPT, msgspec.structs.asdict(row))
             if held.started_at is None:
-                note(connection, held.id, version, "state", {"state": "running"}, now)
-            return fresh(connection, held.id), row
+                note(connection, held.id, begun.version, "state", {"state": "running"}, now)
+            return begun, row
 
-        return write(self._engine, fn)
+        return self._writes.write(fn)
 
     def taken(
         self, held: Job, tried: Attempt, upstream_id: str, links: Mapping[str, str], wait_s: float
@@ -140,7 +180,7 @@ class JobClaims:
             "state": AttemptState.RUNNING.value,
             "upstream_id": upstream_id,
             "links": msgspec.json.encode(dict(links)).decode(),
-            "taken_at": now_us(),
+            "taken_at": Given.NOW,
         }
         self._step(held, tried, values, wait_s, phase=Phase.POLLING)
 
@@ -167,7 +207,7 @@ class JobClaims:
             "state": state.value,
             "status": status,
             "message": message[:_TEXT_MAX],
-            "ended_at": now_us(),
+            "ended_at": Given.NOW,
         }
         self._step(
             held,
@@ -194,34 +234,32 @@ class JobClaims:
 
         def fn(connection: Connection) -> None:
             values = {
-                "polls": attempt.c.polls + 1,
+                "polls": Given.ONE_MORE,
                 "status": status,
                 "message": message[:_TEXT_MAX],
                 "gone": gone,
-                "gone_at": case((attempt.c.gone_at.is_(None), now_us()), else_=attempt.c.gone_at)
-                if gone
-                else None,
+                "gone_at": Given.KEPT_OR_NOW if gone else None,
             }
             write_attempt(connection, tried.job_id, tried.no, values)
             told = progress_ppm is not None and progress_ppm != held.progress_ppm
             changes: dict[str, Any] = {"progress_ppm": progress_ppm} if told else {}
-            version = fenced(connection, held, visible=told, **_next(held, wait_s), **changes)
+            put = fenced(connection, held, visible=told, **_next(held, wait_s), **changes)
             if told:
                 now = database_now_us(connection)
                 data = {"progress": (progress_ppm or 0) / 1_000_000}
-                note(connection, held.id, version, "progress", data, now)
+                note(connection, held.id, put.version, "progress", data, now)
 
-        write(self._engine, fn)
+        self._writes.write(fn)
 
     def fetching(self, held: Job) -> Job:
         """The upstream finished; its results are copied now."""
 
         def fn(connection: Connection) -> Job:
-            fenced(connection, held, visible=False, phase=Phase.FETCHING)
-            write_attempt(connection, held.id, held.attempt_no, {"ended_at": now_us()})
-            return fresh(connection, held.id)
+            copied = fenced(connection, held, visible=False, phase=Phase.FETCHING)
+            write_attempt(connection, held.id, held.attempt_no, {"ended_at": Given.NOW})
+            return copied
 
-        return write(self._engine, fn)
+        return self._writes.write(fn)
 
     def later(self, held: Job, wait_s: float, **changes: Any) -> None:
         """Nothing happened: due again after `wait_s`."""
@@ -229,13 +267,7 @@ class JobClaims:
         def fn(connection: Connection) -> None:
             fenced(connection, held, visible=False, **_next(held, wait_s), **changes)
 
-        write(self._engine, fn)
-
-    def attempt(self, held: Job) -> Attempt:
-        """The present attempt."""
-        query = select(attempt).where(attempt.c.job_id == held.id, attempt.c.no == held.attempt_no)
-        row = read(self._engine, lambda connection: connection.execute(query).one())
-        return Attempt(**row._mapping)
+        self._writes.write(fn)
 
     def _step(
         self, held: Job, tried: Attempt, values: dict[str, Any], wait_s: float, **changes: Any
@@ -244,42 +276,43 @@ class JobClaims:
             write_attempt(connection, tried.job_id, tried.no, values)
             fenced(connection, held, visible=False, **_next(held, wait_s), **changes)
 
-        write(self._engine, fn)
+        self._writes.write(fn)
 
 
 def put_off(connection: Connection, held: Job, wait_us: int) -> None:
     """Due again after `wait_us`; it did not get its turn."""
-    fenced(connection, held, visible=False, claims=0, next_at=now_us() + wait_us)
+    fenced(connection, held, visible=False, claims=0, next_at=Wait(wait_us))
 
 
 def _next(held: Job, wait_s: float) -> dict[str, Any]:
     """Free again, due after `wait_s`; at once when its end was asked for meanwhile, and never
     after its deadline."""
-    due = now_us() + max(0, round(wait_s * 1_000_000))
-    bounded = case((due > held.deadline_at, held.deadline_at), else_=due)
-    if held.cancel_at is not None:
-        return {"claims": 0, "next_at": bounded}
-    asked = job.c.cancel_at.is_not(None)  # while the step ran
-    return {"claims": 0, "next_at": case((asked, now_us()), else_=bounded)}
+    wait_us = max(0, round(wait_s * 1_000_000))
+    return {"claims": 0, "next_at": Wait(wait_us) if held.cancel_at is not None else Due(wait_us)}
+
+
+def _present(connection: Connection, jobs: Sequence[Job]) -> dict[str, Attempt]:
+    """The present attempts, by the ids of their jobs."""
+    begun = [(each.id, each.attempt_no) for each in jobs if each.attempt_no]
+    if not begun:
+        return {}
+    rows = connection.execute(_PRESENT, {"begun": begun})
+    found = (Attempt(**row._mapping) for row in rows)
+    return {each.job_id: each for each in found}
 
 
 def _none_due(connection: Connection) -> bool:
-    query = select(job.c.id).where(job.c.next_at <= now_us()).limit(1)
-    return connection.execute(query).first() is None
+    return connection.execute(_ANY_DUE).first() is None
 
 
 def _is_full(
     connection: Connection, account_id: str, account_max: int, channel: str, channel_max: int
 ) -> bool:
-    active = select(func.count()).where(job.c.active)
+    theirs, there = {"account": account_id}, {"channel": channel}
     if account_max:  # one after the other, so that two do not both take the last place
-        one = select(account.c.id).where(account.c.id == account_id)
-        connection.execute(one.with_for_update(key_share=True))
-        theirs = active.where(job.c.account_id == account_id)
-        if connection.execute(theirs).scalar_one() >= account_max:
+        connection.execute(_ACCOUNT, theirs)
+        if connection.execute(_ACTIVE_OF_ACCOUNT, theirs).scalar_one() >= account_max:
             return True
-    if channel_max:
-        there = active.where(job.c.channel == channel)
-        if connection.execute(there).scalar_one() >= channel_max:
-            return True
-    return False
+    if not channel_max:
+        return False
+    return bool(connection.execute(_ACTIVE_OF_CHANNEL, there).scalar_one() >= channel_max)

@@ -8,23 +8,25 @@ from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, case, insert
+from sqlalchemy import Connection, insert
 
 from schemas import events
 from schemas.errors import Outcome
 from services.backends.lifecycle import crash_point
 from services.backends.sql import outbox
 from services.backends.sql.deliveries import plan
-from services.backends.sql.engine import database_now_us, write
+from services.backends.sql.engine import database_now_us
+from services.backends.sql.grouped import GroupedWrites
 from services.backends.sql.job_records import Attempt, Job, NewArtifact
-from services.backends.sql.job_rows import attempts_of, fenced, note, write_attempt
-from services.backends.sql.job_tables import artifact, job
+from services.backends.sql.job_rows import Given, attempts_of, fenced, note, write_attempt
+from services.backends.sql.job_tables import artifact
 from services.core.ids import ulid
 from services.core.jobs import AttemptState, Fault, Phase, ending, state_of
 
 SOURCE: Final = "batch"
 EVENTS: Final = 2  # of a job's lease: request and terminal
 _TEXT_MAX: Final = 500
+_NEW_ARTIFACT: Final = insert(artifact)
 
 
 class Bill(NamedTuple):
@@ -38,7 +40,8 @@ class Bill(NamedTuple):
 
 
 class Free(NamedTuple):
-    """A free end. `attempt`: what becomes of the present attempt; `provider_cost_nano` what the
+    """A free end. `message` is what the client reads, `detail` what stands at the attempt (empty:
+    the same); `attempt`: what becomes of the present attempt; `provider_cost_nano` what the
     provider may still charge us; `watch_until`: a late result is looked for until then."""
 
     phase: Phase
@@ -49,13 +52,14 @@ class Free(NamedTuple):
     provider_cost_nano: int = 0
     watch_until: int | None = None
     cancel_outcome: str = ""
+    detail: str = ""
 
 
 class JobEnds:
     """Over the SQL database. Both raise ClaimLost and DatabaseUnavailable."""
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+    def __init__(self, writes: GroupedWrites) -> None:
+        self._writes = writes
 
     def complete(self, held: Job, delivered: Sequence[NewArtifact], bill: Bill) -> None:
         """Usable artifacts are stored: the job is completed and charged, or neither."""
@@ -64,7 +68,7 @@ class JobEnds:
             _complete(connection, held, delivered, bill)
             crash_point("batch.complete.before_commit")
 
-        write(self._engine, fn)
+        self._writes.write(fn)
         crash_point("batch.complete.after_commit")
 
     def free(self, held: Job, end: Free) -> None:
@@ -74,7 +78,7 @@ class JobEnds:
             end_free(connection, held, end)
             crash_point("batch.free.before_commit")
 
-        write(self._engine, fn)
+        self._writes.write(fn)
         crash_point("batch.free.after_commit")
 
 
@@ -82,14 +86,14 @@ def _complete(
     connection: Connection, held: Job, delivered: Sequence[NewArtifact], bill: Bill
 ) -> None:
     now = database_now_us(connection)
-    version = fenced(
+    ended = fenced(
         connection,
         held,
         **_terminal(Phase.COMPLETED, now),
         units=msgspec.json.encode(bill.units).decode(),
         charged_nano=bill.charged_nano,
         progress_ppm=1_000_000,
-        cancel_outcome=case((job.c.cancel_at.is_not(None), "too_late"), else_="none"),
+        cancel_outcome=Given.TOO_LATE,
     )
     add_artifacts(connection, held, delivered, now, first=0, late=False)
     write_attempt(
@@ -119,7 +123,7 @@ def _complete(
         ),
     )
     _close_lease(connection, held, now)
-    note(connection, held.id, version, "state", {"state": "completed"}, now)
+    note(connection, held.id, ended.version, "state", {"state": "completed"}, now)
     plan(connection, held, "job.completed", now)
 
 
@@ -127,7 +131,7 @@ def end_free(connection: Connection, held: Job, end: Free) -> None:
     """In the caller's transaction."""
     now = database_now_us(connection)
     cancelled: dict[str, Any] = {"cancel_outcome": end.cancel_outcome} if end.cancel_outcome else {}
-    version = fenced(
+    ended = fenced(
         connection,
         held,
         **_terminal(end.phase, now),
@@ -139,7 +143,7 @@ def end_free(connection: Connection, held: Job, end: Free) -> None:
     if end.attempt is not None and held.attempt_no:
         values = {
             "state": end.attempt.value,
-            "message": end.message[:_TEXT_MAX],
+            "message": (end.detail or end.message)[:_TEXT_MAX],
             "provider_cost_nano": end.provider_cost_nano,
             "watch_until": end.watch_until,
             "ended_at": None if end.attempt is AttemptState.WATCHING else now,
@@ -163,7 +167,7 @@ def end_free(connection: Connection, held: Job, end: Free) -> None:
     )
     _close_lease(connection, held, now)
     data = {"state": state_of(end.phase).value, "error": end.fault.value}
-    note(connection, held.id, version, "state", data, now)
+    note(connection, held.id, ended.version, "state", data, now)
     plan(connection, held, f"job.{state_of(end.phase).value}", now)
 
 
@@ -187,7 +191,7 @@ def add_artifacts(
             "created_at": now,
             "expires_at": now + held.retention_s * 1_000_000,
         }
-        connection.execute(insert(artifact).values(row))
+        connection.execute(_NEW_ARTIFACT, row)
 
 
 def _terminal(phase: Phase, now: int) -> dict[str, Any]:

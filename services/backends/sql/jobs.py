@@ -2,17 +2,18 @@
 `job_claims` and `job_ends`."""
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
-from sqlalchemy import Connection, Engine, case, func, insert, select, tuple_, update
+from sqlalchemy import Connection, bindparam, case, func, insert, select, tuple_, update
 
 from schemas import events
 from services.backends.lifecycle import crash_point
 from services.backends.sql import outbox
 from services.backends.sql.budgets import Budgets, Shortfall
 from services.backends.sql.bulk import insert_new
-from services.backends.sql.engine import database_now_us, now_us, read, write
+from services.backends.sql.engine import database_now_us, now_us, read
+from services.backends.sql.grouped import GroupedWrites
 from services.backends.sql.job_ends import SOURCE, Free, end_free
 from services.backends.sql.job_records import (
     ERASED,
@@ -25,7 +26,7 @@ from services.backends.sql.job_records import (
     QueueFull,
     Submitted,
 )
-from services.backends.sql.job_rows import as_job, note, one_job
+from services.backends.sql.job_rows import as_job, job_by_id, note, one_job
 from services.backends.sql.job_tables import (
     artifact,
     attempt,
@@ -59,8 +60,8 @@ class Page(NamedTuple):
 class Jobs:
     """Over the SQL database. Every method blocks and may raise DatabaseUnavailable."""
 
-    def __init__(self, engine: Engine, budgets: Budgets) -> None:
-        self._engine = engine
+    def __init__(self, writes: GroupedWrites, budgets: Budgets) -> None:
+        self._writes = writes
         self._budgets = budgets
 
     # -- making -------------------------------------------------------------------------------
@@ -72,7 +73,7 @@ class Jobs:
         Raises FingerprintConflict, QueueFull, Shortfall, KeyNotActive, IncarnationNotOpen."""
         while True:
             try:
-                made = write(self._engine, lambda c: self._submit(c, new, known_as, queue_max))
+                made = self._writes.write(lambda c: self._submit(c, new, known_as, queue_max))
             except _Raced:
                 continue  # somebody submitted the same at the same moment: now it is there
             if isinstance(made, Shortfall):
@@ -85,10 +86,7 @@ class Jobs:
         before = _known(connection, new, known_as)
         if before is not None:
             return Submitted(before, replayed=True)
-        waiting = select(func.count()).where(
-            job.c.account_id == new.account_id, job.c.next_at.is_not(None)
-        )
-        if connection.execute(waiting).scalar_one() >= queue_max:
+        if connection.execute(_OPEN, {"account": new.account_id}).scalar_one() >= queue_max:
             raise QueueFull
         now = database_now_us(connection)
         lease_id = new_id("lease")
@@ -113,11 +111,10 @@ class Jobs:
                 "job_id": new.id,
                 "created_at": now,
             }
-            new_name = insert_new(connection, idempotency).values(row)
-            if connection.execute(new_name.returning(idempotency.c.name)).first() is None:
+            if connection.execute(_new_name(connection), row).first() is None:
                 raise _Raced
         made = _row(new, lease_id, now)
-        connection.execute(insert(job).values(msgspec.to_builtins(made)))
+        connection.execute(_NEW_JOB, msgspec.to_builtins(made))
         note(connection, made.id, 1, "state", {"state": "queued"}, now)
         outbox.append(connection, _request(made, new, now))
         crash_point("batch.submit.before_commit")
@@ -129,7 +126,7 @@ class Jobs:
         """
 
         def fn(connection: Connection) -> Job | None:
-            found = one_job(connection, select(job).where(job.c.id == job_id).with_for_update())
+            found = job_by_id(connection, job_id, lock=True)
             if found is None or found.phase in TERMINAL:
                 return found
             if found.phase is Phase.QUEUED:
@@ -150,9 +147,9 @@ class Jobs:
                         next_at=case((job.c.claims == 0, now_us()), else_=job.c.next_at),
                     )
                 )
-            return one_job(connection, select(job).where(job.c.id == job_id))
+            return job_by_id(connection, job_id)
 
-        return write(self._engine, fn)
+        return self._writes.write(fn)
 
     def erase(self, ended: Job) -> None:
         """Lets inputs and results of a job go that has ended, and what its client said of it; a
@@ -179,12 +176,12 @@ class Jobs:
             note(connection, ended.id, int(row.version), "erased", {}, now)
 
         named = [each for each in ended.parameters.values() if isinstance(each, str)]
-        write(self._engine, fn)
+        self._writes.write(fn)
 
     # -- reading ------------------------------------------------------------------------------
 
     def get(self, job_id: str) -> Job | None:
-        return self._read(lambda c: one_job(c, select(job).where(job.c.id == job_id)))
+        return self._read(lambda c: job_by_id(c, job_id))
 
     def by_name(self, scope: str, name: str) -> Job | None:
         """The job of an external id or idempotency key."""
@@ -241,12 +238,8 @@ class Jobs:
 
     def artifacts(self, job_ids: Sequence[str]) -> list[Artifact]:
         """Of all of these jobs, in order."""
-        query = (
-            select(artifact)
-            .where(artifact.c.job_id.in_(job_ids))
-            .order_by(artifact.c.job_id, artifact.c.place)
-        )
-        return self._read(lambda c: [Artifact(**row._mapping) for row in c.execute(query)])
+        ids = {"ids": list(job_ids)}
+        return self._read(lambda c: [Artifact(**row._mapping) for row in c.execute(_MADE, ids)])
 
     def artifact(self, artifact_id: str) -> tuple[Artifact, str] | None:
         """The artifact and the account that it belongs to."""
@@ -285,24 +278,32 @@ class Jobs:
         query = select(func.coalesce(func.max(job_event.c.id), 0))
         return self._read(lambda c: int(c.execute(query).scalar_one()))
 
-    def typical_s(self, priced_as: str) -> int | None:
-        """Median seconds that the latest completed generations of the model took."""
-        latest = (
-            select(job.c.finished_at - job.c.started_at)
-            .where(job.c.priced_as == priced_as, job.c.phase == Phase.COMPLETED.value)
-            .order_by(job.c.id.desc())
-            .limit(21)
-        )
-        times = sorted(self._read(lambda c: list(c.execute(latest).scalars())))
-        return int(times[len(times) // 2] // 1_000_000) if times else None
-
     def _read(self, fn: Callable[[Connection], T]) -> T:
-        return read(self._engine, fn)
+        return read(self._writes.engine, fn)
 
 
 _CANCELLED: Final = Free(
     Phase.CANCELLED, Fault.CANCELLED_BY_USER, "cancelled before work", cancel_outcome="confirmed"
 )
+
+
+_OPEN: Final = select(func.count()).where(
+    job.c.account_id == bindparam("account"), job.c.next_at.is_not(None)
+)
+_NAMED: Final = select(idempotency).where(
+    idempotency.c.scope == bindparam("scope"),
+    idempotency.c.name.in_(bindparam("names", expanding=True)),
+)
+_NEW_JOB: Final = insert(job)
+_MADE: Final = (
+    select(artifact)
+    .where(artifact.c.job_id.in_(bindparam("ids", expanding=True)))
+    .order_by(artifact.c.job_id, artifact.c.place)
+)
+
+
+def _new_name(connection: Connection) -> Any:
+    return insert_new(connection, idempotency).returning(idempotency.c.name)
 
 
 class _Raced(Exception):
@@ -313,13 +314,11 @@ def _known(connection: Connection, new: NewJob, known_as: Idempotence) -> Job | 
     """The job made before under one of the names. Raises FingerprintConflict."""
     if not known_as.names:
         return None
-    query = select(idempotency).where(
-        idempotency.c.scope == known_as.scope, idempotency.c.name.in_(known_as.names)
-    )
-    for row in connection.execute(query):
+    asked = {"scope": known_as.scope, "names": list(known_as.names)}
+    for row in connection.execute(_NAMED, asked):
         if row.fingerprint != new.fingerprint:
             raise FingerprintConflict(row.name)
-        return one_job(connection, select(job).where(job.c.id == row.job_id))
+        return job_by_id(connection, row.job_id)
     return None
 
 

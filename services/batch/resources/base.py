@@ -14,6 +14,7 @@ from services.batch.links import Links, LinkSigner
 from services.batch.parts import Parts
 from services.core.catalog import Key
 from services.core.errors import InvalidRequest, Refusal
+from services.core.jobs import TERMINAL
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class Service:
         return Links(self.signer, public or req.get_header(ORIGIN_HEADER) or "")
 
     def artifacts(self, job: Job) -> list[Artifact]:
-        return self.parts.jobs.artifacts([job.id])
+        return self.parts.jobs.artifacts([job.id]) if job.phase in TERMINAL else []
 
 
 def read_body(req: falcon.Request, limit: int = BODY_MAX) -> bytes:

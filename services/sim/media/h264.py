@@ -42,11 +42,29 @@ class _Bits:
         """Whole bytes; the string must be aligned."""
         self.raw(format(int.from_bytes(b"\x01" + samples), "b")[1:])
 
+    def text(self) -> str:
+        return "".join(self._parts)
+
     def close(self) -> bytes:
         """With the stop bit and its alignment."""
         self.raw("1")
         self.align()
-        return int("".join(self._parts), 2).to_bytes(self._length // 8)
+        return int(self.text(), 2).to_bytes(self._length // 8)
+
+
+def _predicted(above: bool, nc: int) -> str:
+    """A macroblock that looks like its upper or left neighbour."""
+    bits = _Bits()
+    bits.ue(_VERTICAL_TYPE if above else _HORIZONTAL_TYPE)
+    bits.ue(_CHROMA_VERTICAL if above else _CHROMA_HORIZONTAL)
+    bits.ue(0)  # QP unchanged
+    bits.raw(next(code for below, code in _NO_COEFFICIENT if nc < below))
+    return bits.text()
+
+
+_PREDICTED: Final = {
+    (above, nc): _predicted(above, nc) for above in (True, False) for nc in range(17)
+}
 
 
 def _nal(header: int, payload: bytes) -> bytes:
@@ -107,6 +125,9 @@ def key_frame(picture: Picture, width: int, height: int, number: int) -> bytes:
     bits.ue(1)  # no deblocking
     raw_above = [False] * across
     for y, row in enumerate(grid):
+        if y and row == grid[y - 1] and not any(raw_above):
+            bits.raw(_PREDICTED[True, 0] * across)
+            continue
         raw_here: list[bool] = []
         for x, colour in enumerate(row):
             above = y > 0 and grid[y - 1][x] == colour
@@ -117,12 +138,8 @@ def key_frame(picture: Picture, width: int, height: int, number: int) -> bytes:
                 bits.align()
                 bits.data(samples[colour])
                 continue
-            bits.ue(_VERTICAL_TYPE if above else _HORIZONTAL_TYPE)
-            bits.ue(_CHROMA_VERTICAL if above else _CHROMA_HORIZONTAL)
-            bits.ue(0)  # QP unchanged
             counts = [16 * raw_above[x]] * (y > 0) + [16 * raw_here[x - 1]] * (x > 0)
-            nc = (sum(counts) + len(counts) - 1) // len(counts)
-            bits.raw(next(code for below, code in _NO_COEFFICIENT if nc < below))
+            bits.raw(_PREDICTED[above, (sum(counts) + len(counts) - 1) // len(counts)])
         raw_above = raw_here
     return _nal(0x65, bits.close())
 
