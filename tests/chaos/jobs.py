@@ -7,6 +7,7 @@ scripts/chaos jobs --jobs 100000 --seed 1 [--postgres] [--kafka] [--processes 2]
 
 import argparse
 import contextlib
+import math
 import random
 import sys
 import tempfile
@@ -48,8 +49,9 @@ def run(
     kafka: bool = False,
     processes: int = 2,
     every_s: float = 10.0,
+    within_s: float = math.inf,
 ) -> int:
-    """0 when every check holds, 1 else."""
+    """0 when every check holds, 1 else. After `within_s` no more jobs are submitted."""
     kinds = f"{'PostgreSQL' if postgres else 'SQLite'}, {'Kafka' if kafka else 'local log'}"
     say(f"jobs: seed {seed}, {jobs} jobs, {processes} batch processes, {kinds}")
     began_s = time.monotonic()
@@ -61,7 +63,7 @@ def run(
         harm.start()
         first_s = time.monotonic()
         try:
-            asks = _submit_all(house, seed, jobs)
+            asks = _submit_all(house, seed, jobs, within_s)
         finally:
             harm.end()
         house.until(lambda: _open(house) == 0 or house.look(), "the last jobs to end", END_S)
@@ -73,7 +75,7 @@ def run(
             checks.problems.append(f"a process ended by itself: {harm.failed}")
         checks.run(CAUGHT_UP_S)
         say(f"{house.deaths} deaths: " + _counted(harm.done))
-        say(f"{jobs} jobs in {ended_s:.0f} s: {jobs / ended_s:.1f} jobs/s")
+        say(f"{len(asks)} jobs in {ended_s:.0f} s: {len(asks) / ended_s:.1f} jobs/s")
         for line in checks.figures:
             say(line)
     for problem in checks.problems[:30]:
@@ -102,7 +104,7 @@ def _house(
     return house
 
 
-def _submit_all(house: JobsHouse, seed: int, jobs: int) -> dict[str, Ask]:
+def _submit_all(house: JobsHouse, seed: int, jobs: int, within_s: float) -> dict[str, Ask]:
     """By job id. At most some hundred are open at a time."""
     room = threading.Event()
     over = threading.Event()
@@ -112,8 +114,10 @@ def _submit_all(house: JobsHouse, seed: int, jobs: int) -> dict[str, Ask]:
         while not over.wait(0.2):
             room.set() if _open(house) < OPEN_MAX else room.clear()
 
-    def one(number: int) -> tuple[str, Ask]:
+    def one(number: int) -> tuple[str, Ask] | None:
         room.wait()
+        if time.monotonic() - began_s > within_s:
+            return None
         asked = ask(seed, number)
         status, made = house.surely(number, "POST", "/v1/jobs", asked.body())
         assert status in (200, 202), made
@@ -129,7 +133,7 @@ def _submit_all(house: JobsHouse, seed: int, jobs: int) -> dict[str, Ask]:
     counter.start()
     try:
         with ThreadPoolExecutor(CLIENTS) as pool, ThreadPoolExecutor(CLIENTS) as cancels:
-            for job_id, asked in pool.map(one, range(jobs)):
+            for job_id, asked in filter(None, pool.map(one, range(jobs))):
                 found[job_id] = asked
                 if asked.cancel_after_s is not None:
                     cancels.submit(_after, asked.cancel_after_s, cancel, job_id)
@@ -165,6 +169,7 @@ def main() -> int:
     parser.add_argument("--kafka", action="store_true", help="the bus is a real Kafka broker")
     parser.add_argument("--processes", type=int, default=2, help="batch processes, an edge each")
     parser.add_argument("--every", type=float, default=10.0, help="seconds between two kills, mean")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="of submitting at most")
     parser.add_argument("--keep", type=Path, help="a new folder for data and logs, kept")
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else random.SystemRandom().randrange(1 << 31)
@@ -175,6 +180,7 @@ def main() -> int:
         "kafka": options.kafka,
         "processes": options.processes,
         "every_s": options.every,
+        "within_s": options.minutes * 60,
     }
     if options.keep is not None:
         options.keep.mkdir(parents=True)
