@@ -214,14 +214,15 @@ class Checks:
         self.problems += [f"{name} billed {n} times" for name, n in billed_calls.items() if n > 1]
 
     def _as_the_client_saw(self, seen: Seen, row: dict | None) -> None:
-        """A whole answer is billed, an error never; a client that lost its connection may be."""
+        """A whole answer is billed; an error never, but for what was sent before the budget or the
+        key of a stream was taken away; a client that lost its connection may be."""
         where = f"{seen.session} {seen.group} {seen.status}"
         cost_nano = row["cost_nano"] + row["written_off_nano"] if row else 0
         if row is not None and row["outcome"] not in BILLED_WORDS and cost_nano:
             self._wrong(f"{where}: {row['outcome']} cost {cost_nano}")
         if seen.whole and seen.group in SOUND_GROUPS and not cost_nano:
             self._wrong(f"{where}: a whole answer was not billed: {_short(row)}")
-        if seen.error and cost_nano:
+        if seen.error and cost_nano and row and row["outcome"] != "budget_cut":
             self._wrong(
                 f"{where}: billed {cost_nano} although the client got an error: {_short(row)}"
             )

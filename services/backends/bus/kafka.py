@@ -31,11 +31,12 @@ from services.backends.bus.port import (
     RecordTooLarge,
     size_bytes,
 )
-from services.backends.telemetry import metric
+from services.backends.telemetry import get_logger, metric
 
 STALL_S: Final = 6.0  # no acknowledgement for this long: the producer is replaced
 _FOREVER_MS: Final = 24 * 3600 * 1000
 _SESSION_MS: Final = 6_000  # the least that a broker takes unless configured otherwise
+_REJOIN_MS: Final = 60_000  # so long others wait for a member that lives but does not come back
 _CALL_MS: Final = 5_000
 _READ_IDLE_S: Final = 30.0
 _LINGER_MS: Final = 60_000  # `flush` sends; before it a chunk is whole
@@ -212,8 +213,10 @@ class KafkaConsumer:
         except errors.LogTruncationError as error:
             tp = next(iter(error.divergent_offsets))
             raise OffsetOutOfRange(tp.partition, self._client.position(tp), 0, 0) from error
-        except errors.KafkaError:
+        except errors.KafkaError as error:
             # Whatever it is, a new member that starts at the owner's positions is right again.
+            why = f"{type(error).__name__}: {error}"
+            get_logger().warning("group_left", group=self._group, error=why)
             self._leave()
             time.sleep(min(_RETRY_S, timeout_s))
             return
@@ -231,6 +234,7 @@ class KafkaConsumer:
             auto_offset_reset="none",
             session_timeout_ms=_SESSION_MS,
             heartbeat_interval_ms=_SESSION_MS // 4,
+            max_poll_interval_ms=_REJOIN_MS,
             fetch_max_bytes=16 * 1024 * 1024,
             fetch_max_wait_ms=100,
         )
