@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.parts.bill import assert_bill_matches
+from tests.parts.feature import make_key
 
 pytestmark = pytest.mark.part("claude-code")
 
@@ -104,6 +105,16 @@ def test_an_upstream_that_breaks_off_costs_nothing_and_the_client_gets_by(stack,
     rows = stack.wait_for_rows(1, key)
     assert {row["outcome"] for row in rows} <= {"failed", "refused"}
     assert sum(row["cost_nano"] for row in rows) == 0
+
+
+def test_a_full_window_is_told_once(stack, claude_code):
+    key = make_key(stack, window_1d_nano=1000)[1]
+    before = stack.sim.last_id()
+    ran = claude_code.ask(stack.base_url, "say hello", ANTHROPIC_API_KEY=key)
+    assert ran.code != 0
+    assert "rate_limit_1d exceeded" in ran.stdout + ran.stderr
+    assert stack.sim.calls(after=before) == []
+    assert len(stack.wait_for_rows(1, key)) == 1
 
 
 def test_an_empty_wallet_is_told_once(stack, claude_code):

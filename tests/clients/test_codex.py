@@ -3,6 +3,7 @@
 import pytest
 
 from tests.parts.bill import assert_bill_matches
+from tests.parts.feature import make_key
 
 pytestmark = pytest.mark.part("codex")
 
@@ -57,6 +58,18 @@ def test_an_empty_wallet_makes_one_attempt(stack, codex):
     assert stack.sim.calls(after=before) == []
     rows = stack.wait_for_rows(1, key)
     assert [(row["status"], row["error_code"]) for row in rows] == [(400, "insufficient_balance")]
+
+
+def test_a_full_window_stops_it_at_once_and_names_the_time(stack, codex):
+    key = make_key(stack, window_5h_nano=1000)[1]
+    before = stack.sim.last_id()
+    ran = codex.ask(stack.base_url + "/v1", key, "say hello")
+    assert ran.code != 0
+    assert ran.took_s < 15
+    assert "usage limit" in ran.stdout
+    assert stack.sim.calls(after=before) == []
+    rows = stack.wait_for_rows(1, key)
+    assert [(row["status"], row["error_code"]) for row in rows] == [(429, "rate_limit_exceeded")]
 
 
 def test_a_websocket_attempt_falls_back_at_once(stack, codex):
