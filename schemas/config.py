@@ -108,6 +108,13 @@ class Batch(Section, kw_only=True):
     callback_networks: list[str] = []  # closed networks whose receivers may be called
     fetch_networks: list[str] = []  # closed networks of which inputs and results may be fetched
     idempotency_s: Annotated[int, msgspec.Meta(ge=3600)] = 7 * 86_400
+    # Batches. Where their lines are sent; empty: to the edge of this configuration, on this host.
+    edge_url: str = ""
+    lines_max: Positive = 50_000  # of one batch; its size is bounded by edge.max_body_bytes
+    lines_at_once: Positive = 16  # in this process
+    account_lines: Positive = 4  # at once of an account, and half of a key's concurrency at most
+    open_batches_max: Positive = 100  # of an account
+    line_timeout_s: Seconds = 900.0
 
 
 class Artifacts(Section, kw_only=True):

@@ -55,6 +55,7 @@ METRICS: Final = (
            "Since the first of these workers ended"),
     # batch
     Metric("tollgate_job_steps_total", "counter", "Steps of media jobs begun", ("phase",)),
+    Metric("tollgate_batch_lines_total", "counter", "Lines of batches with a result", ("state",)),
     Metric("tollgate_unknown_state_total", "counter",
            "Upstream status words that no adapter knows", ("provider",)),
     # outbox

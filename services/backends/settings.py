@@ -67,6 +67,12 @@ def set_environment(name: str, value: str) -> None:
     os.environ[name] = value
 
 
+def host_in_url(host: str) -> str:
+    """A host as a URL has it; one that listens everywhere is reached on loopback."""
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not a binding
+    return f"[{host}]" if ":" in host else host
+
+
 def under(config: Config, relative: str) -> Path:
     """`relative` inside the data folder; an absolute path stays as it is."""
     return Path(config.data_dir) / relative

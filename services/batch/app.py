@@ -14,11 +14,13 @@ from services.batch.callbacks import CallbackSecrets
 from services.batch.changes import ChangeFeed
 from services.batch.resources import (
     artifacts,
+    batches,
     callbacks,
     endpoints,
     files,
     internal,
     jobs,
+    message_batches,
     openai,
     tasks,
     videos,
@@ -33,6 +35,7 @@ def create_app(
     deliveries: Deliveries,
     registered: Endpoints,
     secrets: CallbackSecrets,
+    desk: batches.Desk,
 ) -> falcon.App:
     """The WSGI application."""
     app = falcon.App()
@@ -63,7 +66,18 @@ def create_app(
     again = callbacks.RedeliverResource(service, deliveries)
     app.add_route("/v1/webhooks/deliveries/{delivery_id}/redeliver", again)
     app.add_route("/v1/files", files.FilesResource(service))
-    app.add_route("/v1/files/{file_id}", files.FileResource(service))
+    file = files.FileResource(service)
+    app.add_route("/v1/files/{file_id}", file)
+    app.add_route("/v1/files/{file_id}/content", file, suffix="content")
+    batch = batches.BatchResource(desk)
+    app.add_route("/v1/batches", batches.BatchesResource(desk))
+    app.add_route("/v1/batches/{batch_id}", batch)
+    app.add_route("/v1/batches/{batch_id}/cancel", batch, suffix="cancel")
+    messages = message_batches.MessageBatchesResource(desk)
+    app.add_route("/v1/messages/batches", messages)
+    app.add_route("/v1/messages/batches/{batch_id}", messages, suffix="one")
+    for suffix in ("cancel", "results"):
+        app.add_route(f"/v1/messages/batches/{{batch_id}}/{suffix}", messages, suffix=suffix)
     artifact = artifacts.ArtifactResource(service)
     app.add_route("/v1/artifacts/{artifact_id}", artifact)
     app.add_route("/v1/artifacts/{artifact_id}/url", artifact, suffix="url")
@@ -85,7 +99,7 @@ def create_app(
     app.add_error_handler(Exception, _crashed)
     app.add_error_handler(falcon.HTTPError, _http_error)
     app.add_error_handler((DatabaseUnavailable, StoreUnavailable), _unavailable)
-    app.add_error_handler(Refusal, lambda req, resp, ex, params: refuse(resp, ex))
+    app.add_error_handler(Refusal, lambda req, resp, ex, params: refuse(resp, ex, req.path))
     return app
 
 
@@ -94,18 +108,22 @@ def _http_error(
 ) -> None:
     codes = {404: Code.NOT_FOUND, 405: Code.METHOD_NOT_ALLOWED}
     code = codes.get(ex.status_code, Code.INVALID_PARAM)
-    refuse(resp, Refusal(code, ex.description or ex.title or "no such route"))
+    refuse(resp, Refusal(code, ex.description or ex.title or "no such route"), req.path)
 
 
 def _unavailable(
     req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]
 ) -> None:
     get_logger().warning("batch_unavailable", path=req.path, error=str(ex))
-    refuse(resp, Refusal(Code.UNAVAILABLE, "jobs cannot be read or taken now; try again shortly"))
+    refuse(
+        resp,
+        Refusal(Code.UNAVAILABLE, "jobs cannot be read or taken now; try again shortly"),
+        req.path,
+    )
 
 
 def _crashed(
     req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]
 ) -> None:
     get_logger().error("batch_request_crashed", path=req.path, exc_info=ex)
-    refuse(resp, Refusal(Code.INTERNAL_ERROR, "internal error"))
+    refuse(resp, Refusal(Code.INTERNAL_ERROR, "internal error"), req.path)

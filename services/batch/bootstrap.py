@@ -11,10 +11,14 @@ from services.backends.http.client import HttpClient
 from services.backends.http.fetch import Fetcher
 from services.backends.http.private_server import PrivateServer
 from services.backends.lifecycle import Loop
+from services.backends.line_ticket import Tickets
 from services.backends.objects.folder import FolderStore
 from services.backends.objects.port import ObjectStore
 from services.backends.settings import under
 from services.backends.sql import revision
+from services.backends.sql.batch_claims import BatchClaims
+from services.backends.sql.batch_lines import BatchLines
+from services.backends.sql.batches import Batches
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog
 from services.backends.sql.deliveries import Deliveries
@@ -28,6 +32,8 @@ from services.backends.sql.job_ends import JobEnds
 from services.backends.sql.jobs import INCARNATION, Jobs
 from services.backends.sql.uploads import Uploads
 from services.batch.app import create_app
+from services.batch.batch_engine import BatchEngine
+from services.batch.batch_send import Sender
 from services.batch.callbacks import Callbacks, CallbackSecrets
 from services.batch.changes import ChangeFeed
 from services.batch.engine import JobEngine
@@ -44,6 +50,7 @@ from services.batch.providers.replicate import Replicate
 from services.batch.providers.rerank import Rerank
 from services.batch.providers.veo import Veo
 from services.batch.resources.base import Service
+from services.batch.resources.batches import Desk
 from services.batch.sweeps import Sweeps
 from services.batch.typical import Typical
 from services.batch.view import Views
@@ -98,8 +105,13 @@ class Batch:
         endpoints = Endpoints(self._engine)
         receivers = Fetcher(Guard(config.batch.callback_networks))
         callbacks = Callbacks(parts, deliveries, endpoints, receivers, signer, secrets)
+        claims = BatchClaims(self._engine, config.batch.claim_s)
+        lines = BatchLines(self._engine)
+        sender = Sender(parts, lines, HttpClient(), Tickets(secret), edge_url(config))
+        batches = BatchEngine(parts, claims, lines, sender)
+        desk = Desk(service, Batches(self._engine), batches)
         server = PrivateServer(
-            create_app(service, feed, deliveries, endpoints, secrets),
+            create_app(service, feed, deliveries, endpoints, secrets, desk),
             under(config, config.batch.socket),
             config.batch.listen,
             threads=config.batch.http_threads,
@@ -108,6 +120,8 @@ class Batch:
         self.loops: dict[str, Loop] = {
             "jobs": engine.run,
             "claims": engine.beat,
+            "batches": batches.run,
+            "batch_claims": batches.beat,
             "changes": feed.run,
             "callbacks": callbacks.run,
             "sweeps": Sweeps(parts, Housekeeping(self._engine)).run,
@@ -137,6 +151,13 @@ def object_store(config: Config) -> ObjectStore:
         access_key=settings.resolve_secret(artifacts.access_key),
         secret_key=settings.resolve_secret(artifacts.secret_key),
     )
+
+
+def edge_url(config: Config) -> str:
+    """Where the lines of batches are sent."""
+    if config.batch.edge_url:
+        return config.batch.edge_url.rstrip("/")
+    return f"http://{settings.host_in_url(config.edge.host)}:{config.edge.port}"
 
 
 def providers(config: Config) -> dict[str, Provider]:

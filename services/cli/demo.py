@@ -11,9 +11,8 @@ import click
 
 from schemas.config import Config
 from services.backends.admin_key import AdminKey
-from services.backends.settings import under
+from services.backends.settings import host_in_url, under
 from services.cli.context import Cli, Command
-from services.cli.installation import host_in_url
 from services.core.money import NANO_PER_USD
 
 if TYPE_CHECKING:

@@ -80,13 +80,7 @@ def wants_sim(config: Config) -> bool:
 
 def sim_url(config: Config) -> str:
     """The base URL of the simulated provider."""
-    return f"http://{host_in_url(config.sim.host)}:{config.sim.port}"
-
-
-def host_in_url(host: str) -> str:
-    """A host as a URL has it; one that listens everywhere is reached on loopback."""
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - not a binding
-    return f"[{host}]" if ":" in host else host
+    return f"http://{settings.host_in_url(config.sim.host)}:{config.sim.port}"
 
 
 def free_port(host: str) -> int:

@@ -48,9 +48,9 @@ class Stopped(lifecycle.Stop):
 @click.option("--quiet", is_flag=True, help="No examples, no line per request.")
 @click.pass_obj
 def up(cli: Cli, host: str | None, port: int | None, quiet: bool) -> None:
-    """Starts the edge, the books, the analytics, the batch service for media and, when a channel
-    wants it, the simulated provider; makes a demo account with $10; stops everything in order on
-    Ctrl-C or SIGTERM."""
+    """Starts the edge, the books, the analytics, the batch service for media and batches and, when
+    a channel wants it, the simulated provider; makes a demo account with $10; stops everything in
+    order on Ctrl-C or SIGTERM."""
     config = cli.config(edge__host=host, edge__port=port)
     stop = Stopped()
     stop.install()
@@ -141,9 +141,8 @@ def _supervisor(cli: Cli, config: Config, *, simulated: bool, quiet: bool) -> Su
             _BOOKS_GRACE_S,
             niceness=10,
         ),
+        Part("batch", [*ours, "batch"], _BATCH_GRACE_S, niceness=3),
     ]
-    if any(channel.provider for channel in installation.channels(config)):
-        parts.append(Part("batch", [*ours, "batch"], _BATCH_GRACE_S, niceness=3))
     if simulated:
         where = ["--host", config.sim.host, "--port", str(config.sim.port)]
         parts.append(Part("sim", [sys.executable, "-m", "services.sim", *where], _SIM_GRACE_S))
@@ -162,7 +161,7 @@ def _supervisor(cli: Cli, config: Config, *, simulated: bool, quiet: bool) -> Su
 def _wait(config: Config, supervisor: Supervisor, stop: Stopped, *, simulated: bool) -> bool:
     """Until the first request would be billed and its cost could be read. False when stopped
     before. Raises Refused."""
-    names = "edge, books, analytics" + (", simulated provider" if simulated else "")
+    names = "edge, books, analytics, batch" + (", simulated provider" if simulated else "")
     _say(f"starting {names}")
     began_s = time.monotonic()
     url = demonstration.base_url(config) + "/readyz"

@@ -54,6 +54,14 @@ def pick_key(snapshot: Snapshot, offered: Sequence[str], now_us: int) -> Key:
     )
 
 
+def live_key(snapshot: Snapshot, key: Key | None, now_us: int) -> Key:
+    """`key`, when it may be used. Raises Refusal as `pick_key`."""
+    refusal = _why_not(snapshot, key, now_us)
+    if refusal is not None or key is None:
+        raise refusal or Refusal(Code.INVALID_API_KEY, "invalid x-api-key")
+    return key
+
+
 def _why_not(snapshot: Snapshot, key: Key | None, now_us: int) -> Refusal | None:
     if key is None:
         return Refusal(Code.INVALID_API_KEY, "invalid x-api-key")

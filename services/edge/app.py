@@ -43,6 +43,7 @@ _OURS: Final = ("/v1/", "/api/", "/v1beta/", "/healthz", "/readyz", "/metrics")
 _OPENAI_SHAPED: Final = (
     *("/v1/chat/", "/v1/tasks/", "/v1/jobs", "/v1/files", "/v1/artifacts/", "/v1/webhooks/"),
     *("/v1/images/", "/v1/audio/", "/v1/videos", "/v1/embeddings", "/v1/rerank", "/api/"),
+    "/v1/batches",
 )
 _GOOGLE_SHAPED: Final = "/v1beta/"
 _PREFIXED: Final = re.compile(r"^(/.+?)(/(?:api/)?v1(?:beta)?/.*)$")

@@ -39,6 +39,12 @@ class Authenticated:
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
 
+    def identify(self, req: falcon.Request, headers: dict[str, str]) -> tuple[View, Key]:
+        """Who calls. Raises Refusal."""
+        worker = self._worker
+        now_us = worker.clock.now_us()
+        return authenticate(worker.snapshots, req.env, headers, req.params, now_us)
+
     def _serve(
         self,
         req: falcon.Request,
@@ -54,9 +60,7 @@ class Authenticated:
 
         def authenticated() -> Any:
             nonlocal standing
-            view, key = authenticate(
-                worker.snapshots, req.env, headers, req.params, worker.clock.now_us()
-            )
+            view, key = self.identify(req, headers)
             standing = worker.standings.of(key, view.account(key.account_id))
             return answer(Caller(request_id, headers, view, key))
 

@@ -18,11 +18,13 @@ from services.backends import bonus_ladder, lifecycle, telemetry
 from services.backends.admin_key import AdminKey
 from services.backends.clock import SystemClock
 from services.backends.http.private_client import PrivateClient
+from services.backends.line_ticket import Tickets
 from services.backends.outbox import Outbox, OutboxFailed
 from services.backends.query_client import QueryClient
 from services.backends.settings import load_secret, under
 from services.backends.sql import revision
 from services.backends.sql.accounts import Accounts
+from services.backends.sql.batch_lines import BatchLines
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog
 from services.backends.sql.catalog_readers import CatalogReaders
@@ -36,6 +38,7 @@ from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
 from services.edge.journal import Journal
 from services.edge.leases import LeaseBook
+from services.edge.lines import Lines
 from services.edge.manage.desk import Desk
 from services.edge.rates import RateBook
 from services.edge.record import Recorder, new_incarnation
@@ -127,19 +130,21 @@ def create_app(config: Config) -> EdgeApp:
     recorder.leases = leases
     rates = Rates(engine)
     rates.sweep()
-    catalog = Catalog(engine, load_secret(config.data_dir))
+    secret = load_secret(config.data_dir)
+    catalog = Catalog(engine, secret)
     readers = CatalogReaders(engine)
+    snapshots = Snapshots(
+        catalog,
+        threads,
+        clock,
+        config.edge.catalog_grace_s,
+        networks(config.edge.trusted_proxies),
+    )
     worker = Worker(
         config=config,
         clock=clock,
         outbox=outbox,
-        snapshots=Snapshots(
-            catalog,
-            threads,
-            clock,
-            config.edge.catalog_grace_s,
-            networks(config.edge.trusted_proxies),
-        ),
+        snapshots=snapshots,
         leases=leases,
         rates=RateBook(rates, incarnation, threads, clock, counters),
         recorder=recorder,
@@ -148,6 +153,7 @@ def create_app(config: Config) -> EdgeApp:
         accounts=Accounts(engine),
         queries=QueryClient(config),
         batch=PrivateClient(config, config.edge.batch_url),
+        lines=Lines(Tickets(secret), BatchLines(engine), snapshots, threads, clock, incarnation),
         threads=threads,
         counters=counters,
         confirm=partial(readers.confirm, incarnation),

@@ -5,6 +5,7 @@ from typing import Any
 
 from schemas.errors import Code
 from schemas.events import Attempt
+from services.backends.line_ticket import Ticket
 from services.core.catalog import Channel, Key
 from services.core.dialects.base import Dialect, ParsedRequest
 from services.core.holds import Bound
@@ -37,6 +38,7 @@ class Exchange:
         "headers",
         "hung_up",
         "key",
+        "line",
         "parsed",
         "path",
         "permit",
@@ -80,6 +82,7 @@ class Exchange:
         self.started_us = started_us
         self.view: View | None = None
         self.key: Key | None = None
+        self.line: Ticket | None = None  # of a batch, which then sent the request
         self.body = b""
         self.parsed: ParsedRequest | None = None
         self.price: ModelPrice | None = None

@@ -49,11 +49,12 @@ class View:
         """What the key is bound to; worked out at its first use."""
         rules = self._rules.get(key.id)
         if rules is None:
-            parent = self._key(key.parent_id) if key.parent_id is not None else None
+            parent = self.key(key.parent_id) if key.parent_id is not None else None
             rules = self._rules[key.id] = rules_of(self.snapshot, key, parent)
         return rules
 
-    def _key(self, key_id: str) -> Key | None:
+    def key(self, key_id: str) -> Key | None:
+        """The key of that id."""
         if not self._keys_by_id:
             self._keys_by_id = {key.id: key for key in self.snapshot.keys.values()}
         return self._keys_by_id.get(key_id)

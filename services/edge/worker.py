@@ -20,6 +20,7 @@ from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
 from services.edge.exchange import Exchange
 from services.edge.leases import LeaseBook
+from services.edge.lines import Lines
 from services.edge.rates import RateBook
 from services.edge.record import Recorder
 from services.edge.snapshot import Snapshots, View
@@ -52,6 +53,7 @@ class Worker:
         accounts: Accounts,
         queries: QueryClient,
         batch: PrivateClient,
+        lines: Lines,
         threads: Threads,
         counters: Counters,
         confirm: Callable[[int], None],
@@ -69,6 +71,7 @@ class Worker:
         self.standings = Standings(leases.figures, accounts, threads, clock)
         self.queries = queries
         self.batch = batch
+        self.lines = lines
         self.threads = threads
         self.counters = counters
         self._confirm = confirm

@@ -8,7 +8,12 @@ from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from sqlalchemy import delete, exc, insert, inspect, select, text, update
 
-from services.backends.sql import job_tables, migrate, rate_tables  # noqa: F401 - part of the metadata
+from services.backends.sql import (  # noqa: F401 - parts of the metadata
+    batch_tables,
+    job_tables,
+    migrate,
+    rate_tables,
+)
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.catalog import Catalog
 from services.backends.sql.engine import open_engine, read, write

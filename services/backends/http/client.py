@@ -61,6 +61,7 @@ class HttpClient:
 
     def __init__(self, *, ca_file: str = DEFAULT_CA_BUNDLE_PATH) -> None:
         self._own = threading.local()
+        self._made_now: set[Watch] = set()
         self._ca_file = ca_file
         self._context = tls_context(ca_file)
 
@@ -103,6 +104,7 @@ class HttpClient:
 
     def _made(self, prepared: requests.PreparedRequest, timeout_s: float) -> Reply:
         watch = Watch(timeout_s)
+        self._made_now.add(watch)
         way = Way(None, None, watch, min(_CONNECT_S, timeout_s))
         try:
             with closing(Adapter(way, self._context)) as adapter:
@@ -111,7 +113,13 @@ class HttpClient:
             message = f"{type(ex).__name__}: {ex}"
             raise NoReply(message) if way.made else NotConnected(message) from ex
         finally:
+            self._made_now.discard(watch)
             watch.close()
+
+    def abort(self) -> None:
+        """Ends every call that makes something, whatever it waits for: NoReply is raised there."""
+        for watch in list(self._made_now):
+            watch.end()
 
 
 def _sent(

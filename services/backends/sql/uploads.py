@@ -10,6 +10,11 @@ from services.backends.sql.job_tables import upload
 from services.core.ids import ulid
 
 JOB_INPUT: Final = "job_input"  # purpose of what came with a submission and is erased with its job
+BATCH: Final = "batch"  # lines of JSON, to be sent one by one
+BATCH_OUTPUT: Final = "batch_output"
+MESSAGE_RESULTS: Final = "message_results"  # of a batch whose protocol knows no files
+_HIDDEN: Final = (JOB_INPUT, MESSAGE_RESULTS)
+JSONL: Final = "application/x-jsonl"
 
 
 class Upload(msgspec.Struct, frozen=True, kw_only=True):
@@ -26,6 +31,32 @@ class Upload(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int
     expires_at: int
     deleted_at: int | None = None
+
+
+def new_upload(
+    account_id: str,
+    name: str,
+    purpose: str,
+    mime: str,
+    size: int,
+    sha256: str,
+    duration_ms: int | None,
+    now: int,
+    keep_s: int,
+) -> Upload:
+    """A row to insert, under an id of its own."""
+    return Upload(
+        id=f"file_{ulid()}",
+        account_id=account_id,
+        name=name,
+        purpose=purpose,
+        mime=mime,
+        bytes=size,
+        sha256=sha256,
+        duration_ms=duration_ms,
+        created_at=now,
+        expires_at=now + keep_s * 1_000_000,
+    )
 
 
 class Uploads:
@@ -49,17 +80,8 @@ class Uploads:
 
         def add(connection: Connection) -> Upload:
             now = database_now_us(connection)
-            made = Upload(
-                id=f"file_{ulid()}",
-                account_id=account_id,
-                name=name,
-                purpose=purpose,
-                mime=mime,
-                bytes=size,
-                sha256=sha256,
-                duration_ms=duration_ms,
-                created_at=now,
-                expires_at=now + keep_s * 1_000_000,
+            made = new_upload(
+                account_id, name, purpose, mime, size, sha256, duration_ms, now, keep_s
             )
             connection.execute(insert(upload).values(msgspec.structs.asdict(made)))
             return made
@@ -77,19 +99,18 @@ class Uploads:
         row = read(self._engine, lambda connection: connection.execute(query).one_or_none())
         return None if row is None else Upload(**row._mapping)
 
-    def listed(self, account_id: str, limit: int) -> list[Upload]:
-        """Newest first; those that came with a submission are not among them."""
-        query = (
-            select(upload)
-            .where(
-                upload.c.account_id == account_id,
-                upload.c.purpose != JOB_INPUT,
-                upload.c.deleted_at.is_(None),
-                upload.c.expires_at > now_us(),
-            )
-            .order_by(upload.c.created_at.desc(), upload.c.id.desc())
-            .limit(limit)
+    def listed(self, account_id: str, limit: int, purpose: str = "") -> list[Upload]:
+        """Newest first, of one purpose or of all; those that came with a submission and those that
+        no route for files shows are not among them."""
+        query = select(upload).where(
+            upload.c.account_id == account_id,
+            upload.c.purpose.not_in(_HIDDEN),
+            upload.c.deleted_at.is_(None),
+            upload.c.expires_at > now_us(),
         )
+        if purpose:
+            query = query.where(upload.c.purpose == purpose)
+        query = query.order_by(upload.c.created_at.desc(), upload.c.id.desc()).limit(limit)
         return read(
             self._engine,
             lambda connection: [Upload(**row._mapping) for row in connection.execute(query)],

@@ -1,5 +1,6 @@
 """What every route of the batch service does: who calls, what was sent, which links to give."""
 
+import re
 from typing import Any, Final, TypeVar
 
 import falcon
@@ -12,8 +13,11 @@ from services.batch.admit import Admission
 from services.batch.engine import JobEngine
 from services.batch.links import Links, LinkSigner
 from services.batch.parts import Parts
+from services.core.batches import MESSAGES
 from services.core.catalog import Key
+from services.core.dialects import DIALECTS
 from services.core.errors import InvalidRequest, Refusal
+from services.core.ids import uuid7_text
 from services.core.jobs import TERMINAL
 
 T = TypeVar("T")
@@ -21,6 +25,7 @@ T = TypeVar("T")
 BODY_MAX: Final = 1024 * 1024
 ORIGIN_HEADER: Final = "x-tollgate-origin"
 HOLD_HEADER: Final = "x-tollgate-hold-nano"
+_MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 
 
 class Service:
@@ -70,6 +75,9 @@ def decode(body: bytes, shape: type[T]) -> T:
     except msgspec.ValidationError as ex:
         what, _, path = str(ex).partition(" - at `$")
         path = path.rstrip("`").lstrip(".")
+        missing = _MISSING.match(what)
+        if missing is not None:
+            what, path = "missing", f"{path}.{missing[1]}".lstrip(".")
         message = f"{path}: {what}" if path else what
         raise InvalidRequest(message, param=path or None) from ex
     except (msgspec.DecodeError, UnicodeDecodeError) as ex:
@@ -92,16 +100,22 @@ def taken(service: Service, resp: falcon.Response, made: Submitted) -> None:
         service.engine.wake()
 
 
-def refuse(resp: falcon.Response, refusal: Refusal) -> None:
-    """OpenAI's envelope, which all of these routes have."""
+def refuse(resp: falcon.Response, refusal: Refusal, path: str = "") -> None:
+    """The envelope of the route: OpenAI's, but for Anthropic's batches."""
+    if refusal.retry_after_s is not None:
+        resp.set_header("retry-after", str(refusal.retry_after_s))
+    if path.startswith(MESSAGES):
+        told = DIALECTS["anthropic"].render_error(
+            refusal.code, refusal.message, request_id=uuid7_text(), status=refusal.status
+        )
+        answer(resp, msgspec.Raw(told), refusal.status)
+        return
     error = {
         "type": SHAPES[refusal.code].openai_type,
         "code": refusal.code,
         "message": refusal.message,
         "param": refusal.param,
     }
-    if refusal.retry_after_s is not None:
-        resp.set_header("retry-after", str(refusal.retry_after_s))
     answer(resp, {"error": error}, refusal.status)
 
 

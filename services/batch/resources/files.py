@@ -6,8 +6,8 @@ from typing import Any, BinaryIO, Final
 import falcon
 
 from schemas.errors import Code
-from services.backends.objects.port import CHUNK, Draft, TooLarge
-from services.backends.sql.uploads import Upload
+from services.backends.objects.port import CHUNK, Draft, NotStored, TooLarge
+from services.backends.sql.uploads import BATCH, JSONL, Upload
 from services.batch.resources.base import Service, answer
 from services.core.artifacts import ArtifactFacts, ArtifactInvalid, inspect
 from services.core.errors import InvalidRequest, Refusal
@@ -29,7 +29,8 @@ class FilesResource:
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         account_id = self._service.caller(req).account_id
-        found = self._service.parts.uploads.listed(account_id, _LIST_MAX)
+        purpose = req.get_param("purpose") or ""
+        found = self._service.parts.uploads.listed(account_id, _LIST_MAX, purpose)
         answer(resp, {"object": "list", "data": [_view(each) for each in found], "has_more": False})
 
     def _received(self, req: falcon.Request) -> tuple[str, str, Draft]:
@@ -49,7 +50,7 @@ class FilesResource:
 
 
 class FileResource:
-    """GET and DELETE /v1/files/{id}."""
+    """GET and DELETE /v1/files/{id}, GET /v1/files/{id}/content."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -61,11 +62,32 @@ class FileResource:
             raise _unknown()
         answer(resp, _view(found))
 
+    def on_get_content(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
+        account_id = self._service.caller(req).account_id
+        found = self._service.parts.uploads.get(account_id, file_id)
+        if found is None:
+            raise _unknown()
+        send_file(self._service, req, resp, found)
+
     def on_delete(self, req: falcon.Request, resp: falcon.Response, file_id: str) -> None:
         account_id = self._service.caller(req).account_id
         if not self._service.parts.uploads.delete(account_id, file_id):
             raise _unknown()
         answer(resp, {"id": file_id, "object": "file", "deleted": True})
+
+
+def send_file(service: Service, req: falcon.Request, resp: falcon.Response, upload: Upload) -> None:
+    """The bytes of an upload. Raises Refusal."""
+    try:
+        file = service.parts.store.open(upload.sha256)
+    except NotStored as ex:
+        raise Refusal(Code.INTERNAL_ERROR, "the file's bytes are not there") from ex
+    resp.content_type = upload.mime
+    resp.content_length = upload.bytes
+    resp.set_header("x-content-type-options", "nosniff")
+    resp.set_header("content-security-policy", "sandbox; default-src 'none'")
+    # The server sends a wrapped file from its loop, without keeping a thread for it.
+    resp.stream = req.env["wsgi.file_wrapper"](file, CHUNK)
 
 
 def receive(service: Service, part: Any) -> Draft:
@@ -78,11 +100,11 @@ def receive(service: Service, part: Any) -> Draft:
 
 
 def keep(service: Service, account_id: str, name: str, purpose: str, draft: Draft) -> Upload:
-    """A file of the account, once its bytes are something usable. Raises InvalidRequest,
-    StoreUnavailable."""
+    """A file of the account, once its bytes are something usable; lines of a batch are looked at
+    when it begins. Raises InvalidRequest, StoreUnavailable."""
     store = service.parts.store
     try:
-        facts = _facts(draft)
+        facts = _facts(draft, purpose)
         store.keep(draft)
     finally:
         store.drop(draft)
@@ -98,7 +120,9 @@ def keep(service: Service, account_id: str, name: str, purpose: str, draft: Draf
     )
 
 
-def _facts(draft: Draft) -> ArtifactFacts:
+def _facts(draft: Draft, purpose: str) -> ArtifactFacts:
+    if purpose == BATCH:
+        return ArtifactFacts(mime=JSONL, kind="text", bytes=draft.size)
     with open(draft.path, "rb") as file:
         try:
             return inspect(file, draft.size)

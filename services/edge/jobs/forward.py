@@ -31,6 +31,8 @@ _SENT: Final = (
     "if-none-match",
     "if-range",
     "range",
+    "anthropic-version",
+    "anthropic-beta",
 )
 _TOLD: Final = (
     "accept-ranges",
@@ -93,7 +95,7 @@ class Forwarder:
 
 class JobRoute(Authenticated):
     """One path of the batch service. `counted`: a submission, within the key's rates. `waits`: the
-    answer may be asked to wait for a change of the job."""
+    answer may be asked to wait for a change of the job. `dialect`: of the edge's own refusals."""
 
     def __init__(
         self,
@@ -102,8 +104,10 @@ class JobRoute(Authenticated):
         counted: bool = False,
         waits: bool = False,
         body_max: int = BODY_MAX,
+        dialect: str = "chat",
     ) -> None:
         super().__init__(forwarder.worker)
+        self._dialect = dialect
         self._body_max = body_max
         self._forwarder = forwarder
         self._counted = counted
@@ -126,7 +130,7 @@ class JobRoute(Authenticated):
             finally:
                 permit.end(wait_s=RETURN_WAIT_S)
 
-        self._serve(req, resp, answer)
+        self._serve(req, resp, answer, self._dialect)
 
     def _send(
         self, req: falcon.Request, resp: falcon.Response, caller: Caller, body: bytes

@@ -37,6 +37,20 @@ def add_job_routes(app: falcon.App, worker: Worker) -> None:
     largest = worker.config.edge.max_body_bytes
     app.add_route("/v1/files", JobRoute(forwarder, "get", "post", body_max=largest))
     app.add_route("/v1/files/{file_id}", JobRoute(forwarder, "get", "delete"))
+    app.add_route("/v1/files/{file_id}/content", JobRoute(forwarder, "get"))
+    app.add_route("/v1/batches", JobRoute(forwarder, "get", "post", counted=True))
+    app.add_route("/v1/batches/{batch_id}", JobRoute(forwarder, "get"))
+    app.add_route("/v1/batches/{batch_id}/cancel", JobRoute(forwarder, "post"))
+    for path, methods in (
+        ("", ("get", "post")),
+        ("/{batch_id}", ("get", "delete")),
+        ("/{batch_id}/cancel", ("post",)),
+        ("/{batch_id}/results", ("get",)),
+    ):
+        route = JobRoute(
+            forwarder, *methods, counted=not path, body_max=largest, dialect="anthropic"
+        )
+        app.add_route(f"/v1/messages/batches{path}", route)
     app.add_route("/v1/artifacts/{artifact_id}", JobRoute(forwarder, "get"))
     app.add_route("/v1/artifacts/{artifact_id}/url", JobRoute(forwarder, "post"))
     app.add_route("/v1/artifacts/{artifact_id}/content", JobRoute(forwarder, "get", "head"))

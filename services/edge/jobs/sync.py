@@ -15,10 +15,13 @@ import msgspec
 from schemas.errors import Code
 from services.backends.http.private_client import Answer
 from services.core.access import REVOKED
+from services.core.catalog import Key
 from services.core.errors import InvalidRequest, Refusal
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.body import read_body
 from services.edge.jobs.forward import BODY_MAX, Forwarder, relay
+from services.edge.lines import ENVIRON
+from services.edge.snapshot import View
 from services.edge.watch import ClientWatch
 
 _WAIT_S: Final = 300.0
@@ -57,7 +60,8 @@ class _Waiting(Authenticated):
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         def answer(caller: Caller) -> None:
             worker = self._worker
-            raw = read_body(req.env, self.body_max, worker.config.edge.body_timeout_s)
+            raw = req.context.get("body")
+            raw = self.body(req) if raw is None else raw
             permit = worker.rates.admit(caller.view.rules(caller.key).rates, 0)
             try:
                 self._make(req, resp, caller, raw)
@@ -66,12 +70,16 @@ class _Waiting(Authenticated):
 
         self._serve(req, resp, answer)
 
+    def body(self, req: falcon.Request) -> bytes:
+        return read_body(req.env, self.body_max, self._worker.config.edge.body_timeout_s)
+
     def _make(self, req: falcon.Request, resp: falcon.Response, caller: Caller, raw: bytes) -> None:
         found, wanted = self.submit(req, caller, raw)
         if found.status not in (200, 202):
             relay(resp, found)
             return
-        job = self._ended(req, caller, msgspec.json.decode(found.body()), ours=found.status == 202)
+        ours = found.status == 202 and ENVIRON not in req.env
+        job = self._ended(req, caller, msgspec.json.decode(found.body()), ours=ours)
         if job["error"] is not None:
             raise _refusal(job["error"])
         self._show(self, req, resp, caller, wanted, job)
@@ -112,7 +120,9 @@ Show = Callable[[_Waiting, falcon.Request, falcon.Response, Caller, str, Body], 
 
 
 class SyncRoute(_Waiting):
-    """POST of a JSON body, of which `to_input` makes a job's input."""
+    """POST of a JSON body, of which `to_input` makes a job's input. A line of a batch may call it
+    too: its job has the line's name, so that a repeated call finds it, and lives on without the
+    caller."""
 
     def __init__(
         self, forwarder: Forwarder, kind: str, to_input: Callable[[Body], Body], show: Show
@@ -120,6 +130,13 @@ class SyncRoute(_Waiting):
         super().__init__(forwarder, show)
         self._kind = kind
         self._to_input = to_input
+
+    def identify(self, req: falcon.Request, headers: Body) -> tuple[View, Key]:
+        if ENVIRON not in req.env:
+            return super().identify(req, headers)
+        lines = self._worker.lines
+        req.context.body = self.body(req)
+        return lines.caller(lines.ticket(req.env, req.context.body))
 
     def submit(self, req: falcon.Request, caller: Caller, raw: bytes) -> tuple[Answer, str]:
         body = _decoded(raw)

@@ -9,6 +9,7 @@ from schemas.errors import SHAPES, Code
 from services.backends import telemetry
 from services.backends.outbox import DiskFull, OutboxFailed, Sealed
 from services.core.access import check_model
+from services.core.catalog import Key
 from services.core.dialects.base import Dialect
 from services.core.errors import Refusal
 from services.core.holds import hold_bound
@@ -21,9 +22,11 @@ from services.edge.body import read_body
 from services.edge.elastic import ElasticHold
 from services.edge.exchange import Exchange
 from services.edge.headers import accounting, client_headers, downstream
+from services.edge.lines import ENVIRON
 from services.edge.passthrough import StreamRelay
 from services.edge.record import upstream_error_note
 from services.edge.refuse import render
+from services.edge.snapshot import View
 from services.edge.standing import Standing
 from services.edge.upstream import Aborted, Call, FirstByteTimeout, IdleTimeout, UpstreamBroken
 from services.edge.watch import ClientWatch
@@ -111,11 +114,14 @@ class TextResource:
     def _admit(self, x: Exchange) -> None:
         """Key, body, model, hold, durable `request`. Raises Refusal; then nothing is held."""
         worker = self._worker
-        query = dict(parse_qsl(x.query)) if "key=" in x.query else {}
-        x.view, x.key = authenticate(worker.snapshots, x.environ, x.headers, query, x.started_us)
-        x.body = read_body(
-            x.environ, worker.config.edge.max_body_bytes, worker.config.edge.body_timeout_s
-        )
+        if ENVIRON in x.environ:
+            x.view, x.key = self._of_batch(x)
+        else:
+            query = dict(parse_qsl(x.query)) if "key=" in x.query else {}
+            x.view, x.key = authenticate(
+                worker.snapshots, x.environ, x.headers, query, x.started_us
+            )
+            x.body = self._body(x)
         x.parsed = x.dialect.parse_request(x.body, x.headers)
         x.price = check_model(x.view.snapshot, x.view.index, x.key, x.parsed.model)
         channels = worker.upstreams.serving(x)
@@ -136,6 +142,8 @@ class TextResource:
         if x.rates:
             tokens = x.parsed.shape.text_bytes // BYTES_PER_TOKEN
             x.permit = worker.rates.admit(x.rates, tokens)
+        if x.line is not None:
+            worker.lines.take(x.line)
         if x.cut:  # while its body came, or it waited for money or a place
             raise Refusal(Code.INVALID_API_KEY, x.cut)
         try:
@@ -143,6 +151,19 @@ class TextResource:
         except DiskFull as ex:
             raise Refusal(Code.UNAVAILABLE, "the gateway cannot record requests now") from ex
         x.channels = channels
+
+    def _body(self, x: Exchange) -> bytes:
+        edge = self._worker.config.edge
+        return read_body(x.environ, edge.max_body_bytes, edge.body_timeout_s)
+
+    def _of_batch(self, x: Exchange) -> tuple[View, Key]:
+        """For whom a line is; its body and its request id are set."""
+        lines = self._worker.lines
+        x.body = self._body(x)
+        x.line = lines.ticket(x.environ, x.body)
+        x.request_id = x.line.request_id
+        x.tags = {"batch": x.line.batch_id, "line": str(x.line.line)}
+        return lines.caller(x.line)
 
     # -- answer ---------------------------------------------------------------------------------
 
