@@ -6,7 +6,6 @@ unless the ledger billed exactly the answers that the load generator received.
 
 import argparse
 import datetime
-import os
 import shutil
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from tests.bench.gateways import (
     used,
 )
 from tests.bench.nginx import Nginx
+from tests.bench.process import machine
 from tests.bench.results import Bench, Bill, Run, Streams, Subject
 from tests.bench.tollgate import Tollgate
 
@@ -80,12 +80,7 @@ def main() -> int:
 
 
 def _machine() -> dict[str, str]:
-    cpu = "unknown CPU"
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            cpu = line.partition(":")[2].strip()
-    busy = f"{os.getloadavg()[0]:.1f}"  # before the bench begins
-    return {"cpus": str(os.cpu_count()), "cpu": cpu, "wrk": load.version(), "load": busy}
+    return {**machine(), "wrk": load.version()}
 
 
 def _measure(bench: Bench, folder: Path, asked: argparse.Namespace, names: list[str]) -> None:

@@ -1,12 +1,23 @@
 """Processes of a bench: free ports, waiting, memory, stopping."""
 
+import os
 import socket
 import subprocess
 import time
 import urllib.error
 import urllib.request
+from pathlib import Path
 
 import psutil
+
+
+def machine() -> dict[str, str]:
+    """Processors, and the load before the bench begins."""
+    cpu = "unknown CPU"
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            cpu = line.partition(":")[2].strip()
+    return {"cpus": str(os.cpu_count()), "cpu": cpu, "load": f"{os.getloadavg()[0]:.1f}"}
 
 
 def free_port() -> int:

@@ -29,7 +29,7 @@ from tests.chaos.jobs_mix import Ask, ask
 from tests.chaos.postgres import Postgres
 from tests.parts.kafka import make_broker
 
-CLIENTS = 6
+CLIENTS = 16
 OPEN_MAX = 400
 END_S = 180.0
 CAUGHT_UP_S = 600.0

@@ -112,6 +112,10 @@ class JobsHouse(BatchHouse):
         """The process of a part."""
         return self._running[name].pid
 
+    def port(self, number: int) -> int:
+        """Where edge `number` listens."""
+        return self._ports[number % len(self._ports)]
+
     def hurt(self, name: str) -> None:
         """SIGKILL; it is gone afterwards."""
         with self._lock:
@@ -169,7 +173,7 @@ class JobsHouse(BatchHouse):
 
     def call_at(self, number: int, method: str, path: str, body: object = None):
         """Status and body of a client's call to edge `number`. Raises ApiUnavailable."""
-        port = self._ports[number % len(self._ports)]
+        port = self.port(number)
         kept: dict[int, http.client.HTTPConnection] = self._own.__dict__
         connection = kept.pop(port, None)
         if connection is None:

@@ -4,11 +4,13 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from services.backends.sql.engine import open_engine
+from services.backends.sql.housekeeping import Housekeeping
 from services.backends.sql.job_records import ClaimLost
 from services.core.jobs import TERMINAL, Phase
 from tests.parts.jobs_world import JobsWorld
@@ -36,6 +38,21 @@ def test_two_processes_never_claim_a_job_twice(engine, database_url, tmp_path): 
     assert len(claims) >= 2 * CLAIMS
     assert len(set(claims)) == len(claims), "one job was claimed twice under one number"
     assert {line.split()[0] for line in claims} == made
+
+
+def test_of_two_processes_that_want_to_sweep_one_leads(engine, database_url):  # noqa: F811
+    other = open_engine(database_url, Path())
+    both = {"first": Housekeeping(engine), "second": Housekeeping(other)}
+    for number in range(10):
+        what = f"sweep {number}"
+        took = at_once(*(partial(each.lead, what, name, 60) for name, each in both.items()))
+        assert sorted(took) == [False, True]
+        leads = dict(zip(both, took, strict=True))
+        for name, each in both.items():
+            assert each.lead(what, name, 60) == leads[name]
+    assert both["first"].lead("over", "first", 0)
+    assert both["second"].lead("over", "second", 60), "its time was over"
+    other.dispose()
 
 
 @pytest.fixture

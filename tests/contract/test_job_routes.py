@@ -34,7 +34,9 @@ def running(request, tmp_path_factory, media_sim):
     folder = tmp_path_factory.mktemp("house")
     url = f"sqlite:///{folder / 'tollgate.db'}" if request.param == "sqlite" else postgres_url()
     migrate.upgrade(url)
-    made = BatchHouse(folder / "data", url, media_sim.base_url, callback_networks="127.0.0.0/8")
+    made = BatchHouse(
+        folder / "data", url, media_sim.base_url, callback_networks="127.0.0.0/8", gone_s=1
+    )
     made.start()
     yield made
     made.close()
@@ -200,6 +202,7 @@ def test_a_cancelled_run_is_free_and_a_finished_one_is_due(house, asked, status,
         ("job-fail", "upstream_failed"),
         ("job-moderated", "safety_blocked"),
         ("job-no-output", "artifact_fetch_failed"),
+        ("job-gone", "upstream_unknown"),
         ("create-400", "upstream_rejected"),
         ("create-moderated", "safety_blocked"),
         ("create-cut", "upstream_unknown"),
@@ -216,7 +219,10 @@ def test_what_delivers_nothing_usable_is_free(house, fault, error):
     house.check()
 
 
-@pytest.mark.parametrize("fault", ["poll-500-2", "poll-garbage-2", "artifact-500-1"])
+@pytest.mark.parametrize(
+    "fault",
+    ["poll-500-2", "poll-404-2", "poll-garbage-2", "artifact-500-1", "artifact-truncated-1"],
+)
 def test_trouble_on_the_way_is_no_verdict(house, fault):
     made = house.submit("sim-video", prompt=f"a fox sim:fault {fault}", duration_seconds=1)
     assert house.wait_for(made["id"])["state"] == "completed"
@@ -242,6 +248,19 @@ def test_links_work_without_a_key_until_they_are_over_or_altered(house):
     assert house.call("GET", path[:-2] + "xx")[0] == 403
     assert house.call("GET", path.replace("e=1", "e=2"))[0] == 403
     assert house.call("GET", path.replace("/a/art_0", "/a/art_1"))[0] == 403
+
+
+def test_what_was_kept_long_enough_is_gone_and_its_bill_stays(house):
+    job = house.wait_for(house.submit("sim-image")["id"])
+    artifact = job["output"][0]
+    mine = job_tables.artifact.c.id == artifact["artifact_id"]
+    over = update(job_tables.artifact).where(mine).values(expires_at=1)
+    write(house.engine, lambda c: c.execute(over))
+    path = artifact["url"].removeprefix("http://gateway.test")
+    for place in (path, f"/v1/artifacts/{artifact['artifact_id']}/content"):
+        assert code(house.call("GET", place)) == (410, "artifact_expired")
+    assert house.job(job["id"])["cost"] == job["cost"]
+    house.check()
 
 
 @pytest.mark.parametrize(
@@ -306,6 +325,42 @@ def test_a_redrive_is_a_new_job_and_an_estimate_is_none(house):
     assert offer["cost"]["estimated_nano"] == 31_000_000
     assert offer["units"] == {"calls": 1, "seconds": 3}
     assert len(house.jobs()) == before
+
+
+def test_a_cancel_while_a_provider_makes_it_in_its_answer_is_free(house, media_sim):
+    """A speech is made by the create call: nobody can stop it, and nobody pays for it."""
+    mark = f"on its way {house.account.id}"
+    asked = {"input": f"{mark} sim:fault create-timeout-2", "format": "wav"}
+    body = {"model": "sim-speech", "input": asked}
+    made = house.call("POST", "/v1/jobs", body)[1]
+    house.until(lambda: house.job(made["id"])["attempts"] == 1, "the attempt")
+    first = house.call("POST", f"/v1/jobs/{made['id']}/cancel")
+    second = house.call("POST", f"/v1/jobs/{made['id']}/cancel")
+    assert [first[0], second[0]] == [202, 202]
+    job = house.wait_for(made["id"])
+    assert job["state"] in ("cancelled", "failed")
+    assert job["cost"]["charged_nano"] == 0
+    assert len([each for each in media_sim.media_jobs() if mark in each["prompt"]]) == 1
+    house.check()
+
+
+@pytest.mark.slow
+def test_what_comes_after_the_end_is_attached_free_of_charge(house):
+    body = {
+        "model": "sim-video",
+        "input": {"prompt": "a fox sim:run-ms 4000", "duration_seconds": 1},
+        "deadline_seconds": 2,
+    }
+    made = house.call("POST", "/v1/jobs", body)[1]
+    job = house.wait_for(made["id"])
+    assert (job["state"], job["output"]) == ("failed", [])
+    house.until(lambda: house.job(made["id"])["output"], "the late result", 60.0)
+    late = house.job(made["id"])
+    assert [each["late"] for each in late["output"]] == [True]
+    assert (late["state"], late["cost"]) == ("failed", job["cost"])
+    (error,) = [each for each in house.events() if type(each).__name__ == "Error"]
+    assert error.provider_cost_nano > 0, "what it costs us is on our side of the books"
+    house.check()
 
 
 def test_a_job_that_is_too_old_is_free(house):

@@ -1,10 +1,14 @@
 """Media jobs under kill -9 at every named point, on both databases."""
 
+import signal
+import threading
 from collections import Counter
+from functools import partial
 
 import pytest
 
 from tests.parts.batch_house import BatchHouse
+from tests.parts.kafka import free_port
 from tests.parts.postgres import database_url  # noqa: F401
 from tests.parts.sim import Sim
 
@@ -97,3 +101,86 @@ def test_a_submission_cut_before_its_commit_leaves_nothing(house):
     assert first["id"] == again["id"]
     assert house.wait_for(first["id"])["state"] == "completed"
     house.check()
+
+
+def upstream_has(house, job_id):
+    tries = house.call("GET", f"/v1/jobs/{job_id}/attempts")[1]["data"]
+    return [each for each in tries if each["upstream_id"]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_kill_while_a_job_is_ended_for_its_client(house, media_sim):
+    for point in ("batch.cancel.answered", "batch.free.before_commit", "batch.free.after_commit"):
+        process = house.running()
+        made = house.submit("veo-3.1", prompt=f"{point} sim:run-ms 60000", duration_seconds=1)
+        house.until(partial(upstream_has, house, made["id"]), "the upstream to have it")
+        house.arm(point)
+        house.call("POST", f"/v1/jobs/{made['id']}/cancel")
+        house.until(lambda process=process: process.poll() is not None, f"the death at {point}")
+        house.running()
+        ended = house.wait_for(made["id"])
+        assert (ended["state"], ended["cancel"]["outcome"]) == ("cancelled", "confirmed"), point
+        (there,) = [each for each in media_sim.media_jobs() if each["prompt"].startswith(point)]
+        assert there["state"] == "cancelled"
+    house.check()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(200)
+def test_a_process_that_stood_still_writes_nothing_late(house, media_sim):
+    """Its jobs are taken over meanwhile; what it wanted to write then finds another fence."""
+    house.start()
+    house.second()
+    for number, point in enumerate(("batch.create.answered", "batch.artifacts.kept"), 1):
+        house.arm(point).write_bytes(b"stop")
+        asking = threading.Thread(
+            target=house.submit,
+            args=("veo-3.1", f"still{number}"),
+            kwargs={"prompt": f"still{number}", "duration_seconds": 1},
+        )
+        asking.start()  # it may be answered by the one that stands still
+        house.until(lambda: house.stopped(), f"a process to stand still at {point}")
+        house.until(
+            lambda number=number: (
+                [each.phase for each in house.jobs() if each.external_id == f"still{number}"]
+                == ["completed"]
+            ),
+            "the other one to complete it",
+        )
+        lost = house.log().count("claim_lost")
+        house.stopped()[0].send_signal(signal.SIGCONT)
+        house.until(lambda lost=lost: house.log().count("claim_lost") > lost, "it to know better")
+        asking.join(60)
+        made = [each for each in media_sim.media_jobs() if each["prompt"] == f"still{number}"]
+        assert len(made) == 1
+    house.check()
+
+
+@pytest.mark.slow
+def test_what_was_not_sent_is_sent_once_its_upstream_is_there(
+    tmp_path,
+    database_url,  # noqa: F811
+    monkeypatch,
+):
+    monkeypatch.setenv("TOLLGATE_TEST_UPSTREAM", "upstream-secret")
+    port = free_port()
+    house = BatchHouse(tmp_path / "data", database_url, f"http://127.0.0.1:{port}")
+    try:
+        house.start()
+        made = [house.submit("sim-image"), house.submit("veo-3.1", duration_seconds=1)]
+        for each in made:
+            house.until(
+                lambda each=each: house.job(each["id"])["attempts"] >= 2, "to be tried twice"
+            )
+        assert {row.state for row in house.attempts()} <= {"not_sent", "sending"}
+        sim = Sim(tmp_path / "sim.log", "--port", str(port), "--media-run-ms", "50")
+        try:
+            ended = [house.wait_for(each["id"], 60.0) for each in made]
+            assert [each["state"] for each in ended] == ["completed", "completed"]
+            assert len(sim.media_jobs()) == 2
+        finally:
+            sim.stop()
+        house.check()
+    finally:
+        house.close()

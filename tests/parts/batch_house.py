@@ -12,6 +12,7 @@ from collections import Counter
 from pathlib import Path
 
 import msgspec
+import psutil
 from sqlalchemy import select
 
 from schemas import config as shape
@@ -98,6 +99,20 @@ class BatchHouse:
         self.processes.append(made)
         self.until(lambda: made.poll() is not None or self.answers(), "the service to answer")
         return made
+
+    def second(self) -> None:
+        """Another process on the same database, which answers the calls from now on."""
+        self._environ["TOLLGATE_BATCH__SOCKET"] = "run/second.sock"
+        self.client = PrivateClient(self.config, "unix:run/second.sock")
+        self.start()
+
+    def stopped(self) -> list[subprocess.Popen]:
+        """The processes that stand still."""
+        return [each for each in self.processes if psutil.Process(each.pid).status() == "stopped"]
+
+    def log(self) -> str:
+        """What the processes have logged."""
+        return (self.folder / "batch.out").read_text()
 
     def running(self) -> subprocess.Popen:
         """The process that runs; started when none does."""

@@ -12,13 +12,18 @@ FAULTS = [
     (int(number), proof)
     for number, proof in re.findall(r"^\| (\d+) \| .* \| ([^|]+) \|$", TEXT, re.MULTILINE)
 ]
+JOBS = [
+    (int(number), proof)
+    for number, proof in re.findall(r"^\| J(\d+) \| .* \| ([^|]+) \|$", TEXT, re.MULTILINE)
+]
 
 
 def test_every_fault_stands_once():
     assert [number for number, _ in FAULTS] == list(range(1, 42))
+    assert [number for number, _ in JOBS] == list(range(1, 35))
 
 
-@pytest.mark.parametrize(("number", "proof"), FAULTS, ids=lambda value: str(value)[:3])
+@pytest.mark.parametrize(("number", "proof"), FAULTS + JOBS, ids=lambda value: str(value)[:3])
 def test_the_tests_that_show_a_fault_exist(number, proof):
     named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", proof)
     assert named, f"fault {number} has no proof"

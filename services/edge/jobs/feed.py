@@ -44,11 +44,13 @@ class Watcher:
     def wake(self) -> None:
         self._event.set()
 
-    def wait(self, timeout_s: float) -> None:
-        """Until something has changed, at most so long."""
-        if not self.revoked:
-            self._event.wait(timeout_s)
-            self._event.clear()
+    def wait(self, timeout_s: float) -> bool:
+        """Until something has changed, at most so long; whether it has."""
+        if self.revoked:
+            return True
+        heard: bool = self._event.wait(timeout_s)
+        self._event.clear()
+        return heard
 
 
 class JobFeed:

@@ -7,6 +7,7 @@ from typing import Any, Final
 import falcon
 import gevent
 import msgspec
+from gevent.event import AsyncResult
 
 from schemas.errors import Code
 from services.backends.http.private_client import Answer, ApiUnavailable, NotReached
@@ -56,6 +57,7 @@ class Forwarder:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._feed = JobFeed(worker.batch)
+        self._wanted: dict[tuple[str | None, ...], AsyncResult] = {}
         worker.on_view.append(self._feed.end_revoked)
 
     def watching(self, caller: Caller, job_id: str) -> AbstractContextManager[Watcher]:
@@ -91,6 +93,38 @@ class Forwarder:
                 if not surely_not or clock.monotonic_s() >= deadline_s:
                     raise Refusal(Code.UNAVAILABLE, "jobs cannot be reached now") from ex
             gevent.sleep(_RETRY_S)
+
+    def told(self, req: falcon.Request, target: str, caller: Caller) -> bytes:
+        """The body of GET `target`. Those of one key who want the same at one moment, as watchers
+        of a job do when it changes, share an answer that was asked for after all of them came.
+        Raises Refusal(UNAVAILABLE), ApiUnavailable."""
+        sent = [req.get_header(name) for name in _SENT]
+        wanted = (target, caller.key.id, req.scheme, req.netloc, *sent)
+        while (others := self._wanted.get(wanted)) is not None:
+            try:
+                return bytes(others.get())
+            except _AskerGone:
+                continue
+        shared = self._wanted[wanted] = AsyncResult()
+        problem: Exception = _AskerGone()
+        try:
+            gevent.sleep(0)  # whoever was woken with us joins
+            del self._wanted[wanted]  # from here on it is too late for that
+            body = self.ask(req, "GET", target, caller, b"").body()
+            shared.set(body)
+            return body
+        except Exception as ex:
+            problem = ex
+            raise
+        finally:
+            if not shared.ready():
+                if self._wanted.get(wanted) is shared:
+                    del self._wanted[wanted]
+                shared.set_exception(problem)
+
+
+class _AskerGone(Exception):
+    """The client on whose behalf all were asking hung up."""
 
 
 class JobRoute(Authenticated):
@@ -154,8 +188,7 @@ class JobRoute(Authenticated):
         until_s = self._worker.clock.monotonic_s() + wait_s
         with self._forwarder.watching(caller, before.id) as changed:
             while True:
-                answer = self._forwarder.ask(req, "GET", f"/v1/jobs/{before.id}", caller, b"")
-                told = answer.body()
+                told = self._forwarder.told(req, f"/v1/jobs/{before.id}", caller)
                 now = _peek(told)
                 news = req.method == "GET" and now.version != before.version
                 if now.completed_at or news:

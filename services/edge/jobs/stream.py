@@ -1,5 +1,6 @@
 """Jobs as server-sent events. The stream of `/v1/jobs` can be taken up again where it was cut."""
 
+import random
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -16,8 +17,11 @@ from services.edge.authenticated import Authenticated, Caller
 from services.edge.jobs.feed import Watcher
 from services.edge.jobs.forward import Forwarder, relay
 
-_LOOK_S: Final = 5.0  # without a hint
+_PING_S: Final = 15.0
+_LOOK_S: Final = 60.0  # without a hint: one may be lost
+_AWAY_S: Final = 2.0
 _MAX_S: Final = 900.0
+_PING: Final = b": ping\n\n"
 _TASK_ENDS: Final = ("completed", "failed", "cancelled")
 
 
@@ -46,18 +50,21 @@ class TaskStreamRoute(Authenticated):
         shown = ""
         yield b"retry: 2000\n\n"
         with self._forwarder.watching(caller, job_id) as changed:
-            for _ in _turns(self._forwarder, changed):
+            for looks in _turns(self._forwarder, changed):
+                if not looks:
+                    yield _PING
+                    continue
                 try:
-                    told = self._forwarder.ask(req, "GET", target, caller, b"").body()
+                    told = self._forwarder.told(req, target, caller)
                 except (Refusal, ApiUnavailable):
-                    yield b": waiting\n\n"
+                    yield _waiting(changed)
                     continue
                 status = msgspec.json.decode(told, type=dict[str, Any]).get("status", "")
                 if status != shown:
                     shown = status
                     yield b"event: " + status.encode() + b"\ndata: " + told + b"\n\n"
                 else:
-                    yield b": ping\n\n"
+                    yield _PING
                 if status in _TASK_ENDS:
                     return
         yield _revoked(caller) if changed.revoked else b"event: reconnect\ndata: {}\n\n"
@@ -106,13 +113,16 @@ class JobEventsRoute(Authenticated):
     ) -> Iterator[bytes]:
         yield b"retry: 2000\n\nevent: snapshot\ndata: " + job + b"\n\n"
         with self._forwarder.watching(caller, job_id) as changed:
-            for _ in _turns(self._forwarder, changed):
+            for looks in _turns(self._forwarder, changed):
+                if not looks:
+                    yield _PING
+                    continue
                 target = f"/v1/jobs/{job_id}/events?after={after}"
                 try:
-                    told = self._forwarder.ask(req, "GET", target, caller, b"").body()
+                    told = self._forwarder.told(req, target, caller)
                     found = msgspec.json.decode(told, type=_Events)
                 except (Refusal, ApiUnavailable, msgspec.DecodeError):
-                    yield b": waiting\n\n"
+                    yield _waiting(changed)
                     continue
                 for each in found.data:
                     after = each.seq
@@ -122,23 +132,34 @@ class JobEventsRoute(Authenticated):
                         bytes(each.data),
                     )
                 if found.terminal:
-                    told = self._forwarder.ask(req, "GET", f"/v1/jobs/{job_id}", caller, b"").body()
+                    told = self._forwarder.told(req, f"/v1/jobs/{job_id}", caller)
                     yield b"event: done\ndata: " + told + b"\n\n"
                     return
                 if not found.data:
-                    yield b": ping\n\n"
+                    yield _PING
         yield _revoked(caller) if changed.revoked else b"event: reconnect\ndata: {}\n\n"
 
 
-def _turns(forwarder: Forwarder, changed: Watcher) -> Iterator[None]:
-    """One at once, then one per change or per time without a hint, for a quarter of an hour or
-    until the key is revoked."""
+def _turns(forwarder: Forwarder, changed: Watcher) -> Iterator[bool]:
+    """True: look, at once, at every change and now and then without one. False: nothing has
+    happened for a while, which costs nobody a question. For a quarter of an hour or until the key
+    is revoked."""
     clock = forwarder.worker.clock
     until_s = clock.monotonic_s() + _MAX_S
+    heard, look_s = True, 0.0
     while clock.monotonic_s() < until_s and not (forwarder.worker.stopping or changed.revoked):
-        yield
-        changed.wait(_LOOK_S)
+        looks = heard or clock.monotonic_s() >= look_s
+        if looks:  # not all at the same time
+            look_s = clock.monotonic_s() + _LOOK_S * random.uniform(0.75, 1.25)
+        yield looks
+        heard = changed.wait(_PING_S)
         gevent.sleep(0)
+
+
+def _waiting(changed: Watcher) -> bytes:
+    """The frame of a look that was not answered; there is another one soon."""
+    gevent.spawn_later(_AWAY_S, changed.wake)
+    return b": waiting\n\n"
 
 
 def _revoked(caller: Caller) -> bytes:

@@ -95,7 +95,7 @@ class _Waiting(Authenticated):
             watch = ClientWatch(req.env["gunicorn.socket"], changed.wake)
             try:
                 while clock.monotonic_s() < until_s and not (watch.gone or changed.revoked):
-                    told = self.forwarder.ask(req, "GET", path, caller, b"").body()
+                    told = self.forwarder.told(req, path, caller)
                     job = msgspec.json.decode(told)
                     if job["completed_at"]:
                         return job
