@@ -95,6 +95,10 @@ class Terminal(Event, kw_only=True):
     total_ms: Count = 0
     attempts: list[Attempt] = []
     upstream_request_id: Text = ""
+    job_id: Text = ""  # of a generation, as the four of job_*: empty for everything else
+    job_kind: Text = ""
+    job_state: Text = ""
+    job_error: Text = ""
 
 
 class Usage(Terminal, kw_only=True, tag="usage"):

@@ -24,15 +24,18 @@ _NAMES: Final = (
     "cost_nano",
     "written_off_nano",
     "provider_cost_nano",
+    "job_id",
+    "job_state",
 )
 _FACTS: Final = (
     "event_id, account_id, toUnixTimestamp64Micro(occurred_at), outcome, cost_nano, "
-    "written_off_nano, provider_cost_nano"
+    "written_off_nano, provider_cost_nano, job_id, job_state"
 )
 _HASH: Final = (
     "groupBitXor(reinterpretAsUInt64(substring(MD5(concat(event_id, '|', account_id, '|', "
     "toString(toUnixTimestamp64Micro(occurred_at)), '|', outcome, '|', toString(cost_nano), '|', "
-    "toString(written_off_nano), '|', toString(provider_cost_nano))), 1, 8)))"
+    "toString(written_off_nano), '|', toString(provider_cost_nano), '|', job_id, '|', job_state)), "
+    "1, 8)))"
 )
 
 
@@ -61,7 +64,7 @@ class AnalyticsPass:
         if not isinstance(event, Usage | Error):
             return
         facts = _facts(event)
-        _, _, _, _, cost_nano, written_off_nano, provider_cost_nano = facts
+        cost_nano, written_off_nano, provider_cost_nano = facts[4:7]
         if original.dead:
             self._report.set_aside.add(1, cost_nano, written_off_nano, provider_cost_nano)
             return
@@ -131,7 +134,7 @@ class AnalyticsPass:
             if wanted is None:
                 self._report.differ(_PAIR, row[0], "only in ClickHouse")
                 continue
-            had = (row[1], int(row[2]), row[3], int(row[4]), int(row[5]), int(row[6]))
+            had = (row[1], int(row[2]), row[3], *(int(nano) for nano in row[4:7]), row[7], row[8])
             if had != wanted:
                 wrong = ", ".join(
                     f"{name} {value} in ClickHouse, {want} in the log"
@@ -154,10 +157,10 @@ class AnalyticsPass:
             yield from rows
             if len(rows) < _PAGE:
                 return
-            after = f"AND (log_offset, event_id) > ({int(rows[-1][7])}, '{_quoted(rows[-1][0])}') "
+            after = f"AND (log_offset, event_id) > ({int(rows[-1][9])}, '{_quoted(rows[-1][0])}') "
 
 
-def _facts(event: Usage | Error) -> tuple[str, str, int, str, int, int, int]:
+def _facts(event: Usage | Error) -> tuple[str, str, int, str, int, int, int, str, str]:
     charged_nano = event.charged_nano if isinstance(event, Usage) else 0
     written_off_nano = event.written_off_nano if isinstance(event, Usage) else 0
     return (
@@ -168,6 +171,8 @@ def _facts(event: Usage | Error) -> tuple[str, str, int, str, int, int, int]:
         charged_nano,
         written_off_nano,
         event.provider_cost_nano,
+        event.job_id,
+        event.job_state,
     )
 
 

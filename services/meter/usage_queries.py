@@ -136,6 +136,10 @@ _ROW_SQL: Final = (
     "ttfb_ms",
     "total_ms",
     "attempts",
+    "job_id",
+    "job_kind",
+    "job_state",
+    "job_error",
 )
 
 
@@ -169,6 +173,10 @@ class _Row(NamedTuple):
     ttfb_ms: int
     total_ms: int
     attempts: int
+    job_id: str
+    job_kind: str
+    job_state: str
+    job_error: str
 
 
 def _page(
@@ -218,7 +226,7 @@ def _where(chosen: Filter) -> tuple[str, dict[str, Any]]:
 
 
 def _usage_row(row: _Row) -> dict[str, Any]:
-    return {
+    found = {
         "request_id": row.request_id,
         "created_at": iso(row.occurred_at_us),
         "api_key_id": row.key_id,
@@ -247,6 +255,14 @@ def _usage_row(row: _Row) -> dict[str, Any]:
         "total_ms": row.total_ms,
         "attempts": row.attempts,
     }
+    if row.job_id:
+        found["job"] = {
+            "id": row.job_id,
+            "kind": row.job_kind,
+            "state": row.job_state,
+            "error": row.job_error or None,
+        }
+    return found
 
 
 def _item(row: _Row) -> dict[str, Any]:

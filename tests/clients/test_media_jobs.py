@@ -116,6 +116,12 @@ def test_one_call_waits_for_the_result_and_the_bill_has_it(media):
     row = media.wait_for_row(job["request_id"], media.key())
     assert row["cost_nano"] == job["cost"]["charged_nano"] == 11_000_000
     assert row["units"] == {"seconds": 1, "calls": 1}
+    told = {"id": job["id"], "kind": "video", "state": "completed", "error": None}
+    assert row["job"] == told
+    sql = f"SELECT kind, state, units['seconds'], cost_nano FROM jobs WHERE job_id = '{job['id']}'"
+    assert json.loads(media.cli("sql", sql, "--json").stdout)["rows"] == [
+        ["video", "completed", 1, 11_000_000]
+    ]
 
 
 def test_a_task_is_streamed_to_its_end(media):

@@ -60,7 +60,7 @@ def test_the_examples_run_as_printed(migrated):
     store.insert("t", 0, [Stored(e, Place(n, 0)) for n, e in enumerate(events)], "t")
     (block,) = re.findall(r"```sql\n(.*?)```", PAGE, re.DOTALL)
     examples = [text for text in block.split(";\n") if text.strip()]
-    assert len(examples) == 4
+    assert len(examples) == 5
     for example in examples:
         store.ask(reading_statement(example), QueryLimits())
     assert store.ask(reading_statement(examples[3]), QueryLimits()).rows[0][0] in ("a", "")

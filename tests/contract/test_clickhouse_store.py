@@ -118,7 +118,7 @@ def test_every_field_of_an_event_arrives(store):
         "written_off_usd": Decimal("0.000456789"), "provider_cost_nano": 123_456_789,
         "provider_cost_usd": Decimal("0.123456789"), "hold_nano": 0, "price_version": "pv_1",
         "multiplier_ppm": 1_000_000, "tier": "priority", "estimated": True, "ttfb_ms": 120,
-        "total_ms": 900, "attempts": 2, "upstream_request_id": "req_up",
+        "total_ms": 900, "attempts": 2, "upstream_request_id": "req_up", "job_id": "",
         "event_id": event.event_id, "incarnation": "edge-1", "seq": 2, "lease_id": "lease_1",
         "lease_seq": 9, "log_topic": TOPIC, "log_partition": 3, "log_offset": 41,
     }  # fmt: skip
@@ -126,6 +126,22 @@ def test_every_field_of_an_event_arrives(store):
         "SELECT attempt, channel, status, code, total_ms FROM usage_attempts ORDER BY attempt"
     )
     assert calls.rows == [(1, "a", 503, "upstream_error", 0), (2, "sim", 200, "", 7)]
+
+
+def test_a_job_is_a_row_of_the_jobs_view(store):
+    made = {"job_id": "job_A", "job_kind": "video", "dialect": "media", "total_ms": 61_000}
+    film = usage(1, **made, job_state="completed", usage={"seconds": 5, "calls": 1})
+    lost = error(2, **{**made, "job_id": "job_B"}, job_state="expired", job_error="no_capacity")
+    store.insert(TOPIC, 0, stored([film, lost, usage(3)]), "t")
+    store.insert(TOPIC, 0, stored([film], first=7), "again")
+    sql = (
+        "SELECT job_id, kind, state, error, units, cost_nano, "
+        "dateDiff('millisecond', created_at, occurred_at) FROM jobs ORDER BY job_id"
+    )
+    assert store.clickhouse.select(sql).rows == [
+        ("job_A", "video", "completed", "", {"seconds": 5, "calls": 1}, 2000, 61_000),
+        ("job_B", "video", "expired", "no_capacity", {}, 0, 61_000),
+    ]
 
 
 def test_a_failure_is_a_row_that_costs_nothing(store):

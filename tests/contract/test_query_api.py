@@ -130,6 +130,15 @@ def test_a_billed_row_has_exactly_these_fields(house):
     }  # fmt: skip
 
 
+def test_the_row_of_a_job_tells_of_the_job(house):
+    fields = {"job_id": "job_A", "job_kind": "video", "job_state": "cancelled"}
+    house.add(at(1, 1, error, **fields, job_error="cancelled_by_user"))
+    (row,) = house.get("/v1/usage")["data"]
+    assert list(row) == [*ROW_FIELDS, "job"]
+    told = {"id": "job_A", "kind": "video", "state": "cancelled", "error": "cancelled_by_user"}
+    assert row["job"] == told
+
+
 def test_failures_are_rows_with_cost_zero(house):
     house.add(at(1, 1, error, code=Code.TIMEOUT, stage=Stage.STREAM, provider_cost_nano=9))
     (row,) = house.get("/v1/usage")["data"]

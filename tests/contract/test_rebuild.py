@@ -29,6 +29,7 @@ from tests.parts.postgres import drop_database, postgres_url
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures", "tests.parts.plant_fixture"]
 
+JOB = ("job_A", "video", "completed")
 LEDGER = ("balances", "applied", "settlements", "postings", "dead")
 
 
@@ -54,7 +55,9 @@ def _story(plant) -> None:
     books = plant.books
     leases = [books.lease(books.account(10), 2 * USD) for _ in range(4)]
     capped = _capped(books)
-    plant.write([*capped.pair(), *capped.pair(input=11)])
+    film = capped.pair(input=11)
+    film[1].job_id, film[1].job_kind, film[1].job_state = JOB
+    plant.write([*capped.pair(), *film])
     for each in leases:
         plant.write([*each.pair(), *each.pair(input=7)])
     failed = leases[0].request()
@@ -226,6 +229,7 @@ def test_tables_are_made_again_from_the_log(plant):
         result = ClickHouseRebuild(
             store, Plans(plant.books.engine), plant.bus, Booked(plant.books.engine)
         ).run()
+        jobs = store.clickhouse.select("SELECT job_id, kind, state FROM jobs")
         left = store.clickhouse.select(
             "SELECT name FROM system.tables "
             "WHERE database = currentDatabase() AND name LIKE '%_next'"
@@ -233,7 +237,7 @@ def test_tables_are_made_again_from_the_log(plant):
     finally:
         store.close()
     assert result.after.rows > result.before.rows
-    assert left.rows == []
+    assert (left.rows, jobs.rows) == ([], [JOB])
     report = plant.reconcile()
     assert report.exit_code == 0, report.text()
 

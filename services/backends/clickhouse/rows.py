@@ -73,6 +73,10 @@ REQUEST_COLUMNS: Final[dict[str, str]] = {
     "total_ms": _COUNT,
     "attempts": "UInt16",
     "upstream_request_id": _TEXT,
+    "job_id": _TEXT,
+    "job_kind": _WORD,
+    "job_state": _WORD,
+    "job_error": _WORD,
     "log_topic": _WORD,
     "log_partition": "UInt32",
     "log_offset": _COUNT,
@@ -177,6 +181,10 @@ def _how_it_ended(events: list[Usage | Error], bills: list["_Bill"]) -> list[Seq
         [min(e.total_ms, _I64) for e in events],
         [min(len(e.attempts), _U16) for e in events],
         [e.upstream_request_id for e in events],
+        [e.job_id for e in events],
+        [e.job_kind for e in events],
+        [e.job_state for e in events],
+        [e.job_error for e in events],
     ]
 
 

@@ -119,6 +119,7 @@ def _complete(
             charged_nano=bill.charged_nano,
             written_off_nano=bill.cost_nano - bill.charged_nano,
             provider_cost_nano=bill.provider_cost_nano,
+            job_state=state_of(Phase.COMPLETED).value,
             **_facts(held, tried, now),
         ),
     )
@@ -162,6 +163,8 @@ def end_free(connection: Connection, held: Job, end: Free) -> None:
             stage=stage,
             message=end.message[:_TEXT_MAX],
             provider_cost_nano=end.provider_cost_nano,
+            job_state=state_of(end.phase).value,
+            job_error=end.fault.value,
             **_facts(held, attempts_of(connection, held.id), now),
         ),
     )
@@ -228,6 +231,8 @@ def _facts(held: Job, tried: Sequence[Attempt], now: int) -> dict[str, Any]:
         "total_ms": max(0, now - held.created_at) // 1000,
         "attempts": [_told(each, now) for each in tried],
         "upstream_request_id": last.upstream_id[:1024] if last else "",
+        "job_id": f"job_{held.id}",
+        "job_kind": held.kind,
     }
 
 
