@@ -172,9 +172,7 @@ class Worker:
         return missing
 
     def batch_state(self) -> str:
-        """Of the service that makes media: ok | unavailable | unused (no channel is for it)."""
-        if not any(each.provider for each in self.snapshots.current.snapshot.channels):
-            return "unused"
+        """Of the service that runs jobs and batches: ok | unavailable."""
         return "ok" if is_healthy(self.batch) else "unavailable"
 
     def stop(self) -> None:

@@ -230,7 +230,8 @@ def test_readyz_and_the_doctor_tell_of_the_batch_service(media):
     (batch,) = [each for each in processes(media) if "batch" in each.cmdline()[0]]
     batch.suspend()
     try:
-        assert (told(), found()) == ((200, "unavailable"), False)
+        wait_until(lambda: told() == (200, "unavailable"))
+        assert not found()
     finally:
         batch.resume()
     wait_until(lambda: told() == (200, "ok"))

@@ -35,7 +35,7 @@ class LiveResource:
 
 class ReadyResource:
     """200 when the first admitted request would be billed, else 503 and what is missing. `checks`
-    tells of what it can do without: jobs, which answer 503 themselves while `batch` is away."""
+    tells of what it can do without: `batch`, without which jobs and batches answer 503."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
