@@ -14,7 +14,7 @@ from kafka.admin import KafkaAdminClient
 
 from schemas import config as schema
 from schemas.events import TOPIC, decode
-from services.backends.bus import kafka as kafka_module
+from services.backends.bus import kafka_producer
 from services.backends.bus.kafka import KafkaBus
 from services.backends.bus.port import BusUnavailable, Record
 from services.backends.clock import SystemClock
@@ -356,8 +356,8 @@ def test_kafka_away_for_a_while(folder, own_broker):  # noqa: F811
 def test_a_wedged_producer_is_replaced(own_broker, monkeypatch):  # noqa: F811
     """kafka-python 3.0.12: past its delivery timeout an idempotent producer never sends again.
     With a short one we provoke that; a new producer must go on as soon as the broker is back."""
-    monkeypatch.setattr(kafka_module, "_FOREVER_MS", 2000)
-    monkeypatch.setattr(kafka_module, "_LINGER_MS", 100)
+    monkeypatch.setattr(kafka_producer, "_FOREVER_MS", 2000)
+    monkeypatch.setattr(kafka_producer, "_LINGER_MS", 100)
     bus = KafkaBus(own_broker.bus_config(partitions=2), stall_s=4.0)
     bus._settings["request_timeout_ms"] = 1500
     bus.ensure_topics()
