@@ -48,7 +48,8 @@ class Watcher:
         """Until something has changed, at most so long; whether it has."""
         if self.revoked:
             return True
-        heard: bool = self._event.wait(timeout_s)
+        self._event.wait(timeout_s)
+        heard: bool = self._event.is_set()  # also what came when the time was just over
         self._event.clear()
         return heard
 
