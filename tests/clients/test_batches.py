@@ -7,9 +7,12 @@ import json
 import anthropic
 import openai
 import pytest
+from sqlalchemy import update
 
 from services.backends import settings
 from services.backends.line_ticket import HEADER, Ticket, Tickets
+from services.backends.sql.batch_tables import batch as batch_table
+from services.backends.sql.engine import now_us, open_engine, write
 from tests.parts.feature import make_key, wait_until
 from tests.parts.media import media_stack
 from tests.parts.wire import request
@@ -86,6 +89,15 @@ def message_batch_ended(claude, batch, timeout_s=60.0):
 
 def read(sdk, file_id):
     return [json.loads(line) for line in sdk.files.content(file_id).text.splitlines()]
+
+
+def expire(media, batch):
+    """Its 24 hours are over."""
+    config = settings.load(media.config_file, {}, data_dir=str(media.data_dir))
+    engine = open_engine(config.database.url, media.data_dir)
+    mine = update(batch_table).where(batch_table.c.id == batch.id.removeprefix("batch_"))
+    write(engine, lambda connection: connection.execute(mine.values(expires_at=now_us())))
+    engine.dispose()
 
 
 def test_a_file_of_chats_becomes_files_of_answers_and_an_ordinary_bill(media, sdk):
@@ -253,7 +265,7 @@ def test_what_is_no_message_batch_is_refused_with_the_path(media, claude):
         stranger.messages.batches.create(requests=[message("a")])
 
 
-def test_a_slow_batch_starves_nobody_and_is_cancelled(media, sdk):
+def test_a_slow_batch_starves_nobody_and_is_cancelled_or_expires(media, sdk):
     slow = openai_of(media, media.new_key("slow"))  # each answer takes 3 s
     long = start(slow, [chat(f"slow-{i}") for i in range(40)])
     wait_until(lambda: slow.batches.retrieve(long.id).status == "in_progress", 30)
@@ -261,6 +273,10 @@ def test_a_slow_batch_starves_nobody_and_is_cancelled(media, sdk):
     other = messages.messages.batches.create(requests=[message(f"s{i}") for i in range(20)])
     assert ended(sdk, start(sdk, [chat("quick")])).request_counts.completed == 1
     assert slow.batches.retrieve(long.id).status == "in_progress"
+    late = openai_of(media, media.new_key("slow"))
+    overdue = start(late, [chat(f"late-{i}") for i in range(12)])
+    wait_until(lambda: late.batches.retrieve(overdue.id).status == "in_progress", 30)
+    expire(media, overdue)
     assert slow.batches.cancel(long.id).status == "cancelling"
     assert messages.messages.batches.cancel(other.id).processing_status == "canceling"
     with pytest.raises(anthropic.BadRequestError):
@@ -273,6 +289,11 @@ def test_a_slow_batch_starves_nobody_and_is_cancelled(media, sdk):
     assert {line["error"]["code"] for line in errors} == {"batch_cancelled"}
     names = [line["custom_id"] for line in output + errors]
     assert sorted(names) == sorted(f"slow-{i}" for i in range(40))
+    done = ended(late, overdue)
+    missed = read(late, done.error_file_id)
+    assert {line["error"]["code"] for line in missed} == {"batch_expired"}
+    assert (done.status, done.request_counts.failed) == ("expired", len(missed))
+    assert len(missed) + done.request_counts.completed == 12
     counts = message_batch_ended(messages, other).request_counts
     assert counts.canceled > 0
     assert counts.canceled + counts.succeeded == 20
