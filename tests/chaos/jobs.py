@@ -71,8 +71,9 @@ def run(
         watch.end()
         house.stop_all()
         checks = Checks(house, asks, watch)
+        checks.problems += house.strange
         if harm.failed is not None:
-            checks.problems.append(f"a process ended by itself: {harm.failed}")
+            checks.problems.append(f"the harm has ended: {harm.failed!r}")
         checks.run(CAUGHT_UP_S)
         say(f"{house.deaths} deaths: " + _counted(harm.done))
         say(f"{len(asks)} jobs in {ended_s:.0f} s: {len(asks) / ended_s:.1f} jobs/s")

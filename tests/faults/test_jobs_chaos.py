@@ -8,7 +8,7 @@ from tests.conftest import part_missing
 SEED = 20261121
 SIZES = [
     pytest.param(2000, False, id="sqlite"),
-    pytest.param(400, True, id="postgres", marks=pytest.mark.part("postgres")),
+    pytest.param(300, True, id="postgres", marks=pytest.mark.part("postgres")),
 ]
 
 
