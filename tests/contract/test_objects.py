@@ -12,8 +12,11 @@ import pytest
 from services.backends import settings
 from services.backends.objects.port import NotStored, StoreUnavailable, TooLarge, chunks_of
 from services.backends.settings import load
+from services.backends.sql import migrate
 from services.batch.bootstrap import object_store
+from tests.parts.batch_house import BatchHouse
 from tests.parts.s3 import BUCKET, KEYS, S3
+from tests.parts.sim import sim  # noqa: F401
 
 
 @pytest.fixture(scope="module")
@@ -109,6 +112,7 @@ def test_a_film_goes_through_a_bucket_in_bounded_memory(on_bucket, tmp_path):
     program = f"""
 import hashlib, resource, sys
 from services.backends.settings import load
+from services.backends.sql import migrate
 from services.batch.bootstrap import object_store
 store = object_store(load(None, {{}}, data_dir={str(tmp_path)!r}, **{on_bucket!r}))
 def peak():
@@ -167,3 +171,33 @@ def test_the_library_is_loaded_for_a_bucket_only(tmp_path):
     )
     told = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert told.stdout == "False\n", told.stderr
+
+
+def test_what_a_job_made_lies_in_the_bucket_and_comes_out_in_ranges(
+    on_bucket,
+    tmp_path,
+    bucket,
+    sim,  # noqa: F811
+    monkeypatch,
+):
+    for name, value in on_bucket.items():
+        monkeypatch.setenv(f"TOLLGATE_{name.upper()}", value)
+    monkeypatch.setenv("TOLLGATE_TEST_UPSTREAM", "upstream-secret")
+    url = f"sqlite:///{tmp_path / 'tollgate.db'}"
+    migrate.upgrade(url)
+    house = BatchHouse(tmp_path / "data", url, sim.base_url)
+    try:
+        house.start()
+        made = house.wait_for(house.submit("sim-image")["id"])["output"][0]
+        stored = bucket.client.get_object(Bucket=BUCKET, Key=f"media/{made['sha256']}")
+        whole = stored["Body"].read()
+        path = f"/v1/artifacts/{made['artifact_id']}/content"
+        assert house.call("GET", path, raw=True) == (200, whole)
+        for asked, part in (("bytes=0-0", whole[:1]), ("bytes=100-", whole[100:])):
+            found = house.call("GET", path, headers={"range": asked}, raw=True)
+            assert found == (206, part)
+        bucket.client.delete_object(Bucket=BUCKET, Key=f"media/{made['sha256']}")
+        assert house.call("GET", path)[0] == 500
+        house.check()
+    finally:
+        house.close()
