@@ -143,8 +143,10 @@ def _watching(house: JobsHouse, count: int, seconds: float) -> list[Line]:
 
 
 def _recovery(house: JobsHouse) -> list[Line]:
-    """From the kill until each job that the process had in hand was taken again."""
-    house.hurt("batch 1")
+    """From the kill, in the middle of a poll, until each job that the process had in hand was
+    taken again."""
+    house.arm("batch.poll.answered")
+    house.until(lambda: house.is_dead("batch 1"), "the kill", 60.0)
     began_s = time.monotonic()
     query = select(job.c.id, job.c.epoch).where(job.c.claims > 0)
     held = {row.id: row.epoch for row in read(house.engine, lambda c: c.execute(query).all())}

@@ -115,6 +115,9 @@ class JobsHouse(BatchHouse):
         """The process of a part."""
         return self._running[name].pid
 
+    def is_dead(self, name: str) -> bool:
+        return self._running[name].poll() is not None
+
     def port(self, number: int) -> int:
         """Where edge `number` listens."""
         return self._ports[number % len(self._ports)]
