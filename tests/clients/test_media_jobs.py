@@ -226,12 +226,12 @@ def test_readyz_and_the_doctor_tell_of_the_batch_service(media):
         rows = json.loads(media.cli("doctor", "--json", check=False).stdout)
         return {each["check"]: each["ok"] for each in rows}["batch"]
 
-    assert (told(), found()) == ((200, "ok"), True)
+    wait_until(lambda: (told(), found()) == ((200, "ok"), True))
     (batch,) = [each for each in processes(media) if "batch" in each.cmdline()[0]]
     batch.suspend()
     try:
         wait_until(lambda: told() == (200, "unavailable"))
-        assert not found()
+        wait_until(lambda: not found())
     finally:
         batch.resume()
     wait_until(lambda: told() == (200, "ok"))
