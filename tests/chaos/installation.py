@@ -128,6 +128,7 @@ class Installation(FaultStack):
                 stdout=log,
                 stderr=log,
             )
+        self.rows("SELECT 1")  # whoever looks before it has the tables would open them himself
 
     def rows(self, sql: str) -> list[dict]:
         """The rows of one statement, asked of the running analytics role."""

@@ -69,27 +69,26 @@ def test_the_envelope_is_the_routes(stack, dialect, case):
 
 
 MEDIA = {
-    "/v1/tasks/submit": (503, "api_error", "unavailable"),
-    "/v1/tasks/query": (503, "api_error", "unavailable"),
-    "/v1/images/generations": (503, "api_error", "unavailable"),
-    "/api/v1/x": (404, BAD, "not_found"),
+    "/v1/tasks/submit": (400, "invalid_param", "model"),
+    "/v1/tasks/query": (400, "invalid_param", "task_id"),
+    "/v1/images/generations": (400, "invalid_param", "model"),
+    "/api/v1/x": (404, "not_found", None),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", list(MEDIA))
 def test_tasks_and_images_speak_openai_whatever_the_headers(stack, path):
-    """This program runs no batch service, so jobs are away for the moment."""
-    status, kind, code = MEDIA[path]
+    status, code, param = MEDIA[path]
     headers = [("anthropic-version", "2023-06-01")]
     reply = request(stack.port, "POST", path, key=stack.key(), headers=headers, body=b"{}")
-    assert (reply.status, shape(reply)) == (status, openai(kind, code))
+    assert (reply.status, shape(reply)) == (status, openai(BAD, code, param))
 
 
 def test_unknown_routes_keep_the_envelope(stack):
     for path in ("/nowhere", "/v1/chat/nothing", "/v1/responses/resp_1", "/api/v1/nothing"):
         reply = request(stack.port, "GET", path, key=stack.key())
         assert (reply.status, shape(reply)) == (404, openai(BAD, "not_found")), path
-    for path in ("/v1/messages/batches", "/anthropic/v1/messages/x"):
+    for path in ("/v1/messages/batches/none", "/anthropic/v1/messages/x"):
         reply = request(stack.port, "GET", path, key=stack.key())
         assert (reply.status, shape(reply)) == (404, anthropic("not_found_error")), path
     google = "/v1beta/models/gemini-2-5-pro:generateContent"

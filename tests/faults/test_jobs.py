@@ -4,6 +4,7 @@ import signal
 import threading
 from collections import Counter
 from functools import partial
+from uuid import uuid4
 
 import pytest
 
@@ -113,7 +114,8 @@ def upstream_has(house, job_id):
 def test_a_kill_while_a_job_is_ended_for_its_client(house, media_sim):
     for point in ("batch.cancel.answered", "batch.free.before_commit", "batch.free.after_commit"):
         process = house.running()
-        made = house.submit("veo-3.1", prompt=f"{point} sim:run-ms 60000", duration_seconds=1)
+        mark = f"{point} {uuid4().hex}"  # the provider serves other tests too
+        made = house.submit("veo-3.1", prompt=f"{mark} sim:run-ms 60000", duration_seconds=1)
         house.until(partial(upstream_has, house, made["id"]), "the upstream to have it")
         house.arm(point)
         house.call("POST", f"/v1/jobs/{made['id']}/cancel")
@@ -121,7 +123,7 @@ def test_a_kill_while_a_job_is_ended_for_its_client(house, media_sim):
         house.running()
         ended = house.wait_for(made["id"])
         assert (ended["state"], ended["cancel"]["outcome"]) == ("cancelled", "confirmed"), point
-        (there,) = [each for each in media_sim.media_jobs() if each["prompt"].startswith(point)]
+        (there,) = [each for each in media_sim.media_jobs() if each["prompt"].startswith(mark)]
         assert there["state"] == "cancelled"
     house.check()
 
@@ -134,10 +136,11 @@ def test_a_process_that_stood_still_writes_nothing_late(house, media_sim):
     house.second()
     for number, point in enumerate(("batch.create.answered", "batch.artifacts.kept"), 1):
         house.arm(point).write_bytes(b"stop")
+        prompt = uuid4().hex  # the provider serves other tests too
         asking = threading.Thread(
             target=house.submit,
             args=("veo-3.1", f"still{number}"),
-            kwargs={"prompt": f"still{number}", "duration_seconds": 1},
+            kwargs={"prompt": prompt, "duration_seconds": 1},
         )
         asking.start()  # it may be answered by the one that stands still
         house.until(lambda: house.stopped(), f"a process to stand still at {point}")
@@ -152,7 +155,7 @@ def test_a_process_that_stood_still_writes_nothing_late(house, media_sim):
         house.stopped()[0].send_signal(signal.SIGCONT)
         house.until(lambda lost=lost: house.log().count("claim_lost") > lost, "it to know better")
         asking.join(60)
-        made = [each for each in media_sim.media_jobs() if each["prompt"] == f"still{number}"]
+        made = [each for each in media_sim.media_jobs() if each["prompt"] == prompt]
         assert len(made) == 1
     house.check()
 
