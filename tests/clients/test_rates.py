@@ -273,9 +273,13 @@ def test_free_routes_never_count(stack):
     over = post(stack, "anthropic", key, stream=True)
     assert over.json()["error"]["message"].startswith("concurrency_limit")
     held.close()
-    wait_until(lambda: post(stack, "anthropic", key, stream=False).status == 200, 3.0)
-    over = post(stack, "anthropic", key, stream=False)
-    assert over.json()["error"]["message"].startswith("rate_limit_requests exceeded: 2 / 2")
+    wait_until(lambda: post(stack, "anthropic", key, stream=False).status == 200, 10.0)
+
+    def told() -> str:
+        return post(stack, "anthropic", key, stream=False).json()["error"]["message"]
+
+    # On a busy machine the place of the last answer may return a moment after its last byte.
+    wait_until(lambda: told().startswith("rate_limit_requests exceeded: 2 / 2"), 5.0)
 
 
 def test_a_limit_that_is_changed_holds_within_a_second(stack):
