@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.parts import stack as parts
 from tests.parts.feature import wait_until
-from tests.parts.stack import ROOT, Stack
+from tests.parts.stack import ROOT, Stack, started
 from tests.parts.wire import PATHS, post
 
 MODELS = {"anthropic": "claude-haiku-4-5", "chat": "gpt-5-mini", "responses": "gpt-5-mini"}
@@ -57,14 +57,7 @@ def program(tmp_path_factory):
         assert named in text
         text = text.replace(named, f"{named}\nmultiplier = {multiplier}")
     running.config_file.write_text(text)
-    try:
-        running.start()
-        yield running
-        told = running.reconcile()
-        assert told.returncode == 0, told.stdout + told.stderr
-    finally:
-        code = running.stop()
-    assert code == 0, running.output.read_text()[-4000:]
+    yield from started(running)
 
 
 def price_row(model: str) -> dict:

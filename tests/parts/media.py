@@ -2,7 +2,7 @@
 
 import json
 
-from tests.parts.stack import Stack
+from tests.parts.stack import Stack, started
 
 PROVIDERS = {
     "openai": ["sim-image", "sim-speech", "sim-transcribe"],
@@ -22,11 +22,4 @@ def media_stack(folder):
                 f'base_url = "{stack.sim.base_url}/v1"\ncredential = "env:SIM_KEY"\n'
                 f"models = {json.dumps(models)}\n"
             )
-    try:
-        stack.start()
-        yield stack
-        told = stack.reconcile()
-        assert told.returncode == 0, told.stdout + told.stderr
-    finally:
-        code = stack.stop()
-    assert code == 0, stack.output.read_text()[-4000:]
+    yield from started(stack)

@@ -313,10 +313,9 @@ class Stack:
         return self.cli("reconcile", check=False)
 
 
-def _running(folder: Path, sections: dict[str, dict] | None = None):
-    """A started stack; afterwards everything that went through it must add up and it must stop
-    by itself."""
-    stack = Stack(folder, sections)
+def started(stack: Stack):
+    """For a fixture: the stack, running; afterwards everything that went through it must add up
+    and it must stop by itself."""
     try:
         stack.start()
         yield stack
@@ -325,6 +324,11 @@ def _running(folder: Path, sections: dict[str, dict] | None = None):
     finally:
         code = stack.stop()
     assert code == 0, stack.output.read_text()[-4000:]
+
+
+def _running(folder: Path, sections: dict[str, dict] | None = None):
+    """A started stack of its own."""
+    yield from started(Stack(folder, sections))
 
 
 @pytest.fixture(scope="session")
