@@ -18,10 +18,10 @@ _BOOKS: Final = 64
 class View:
     """One reading of the catalog."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
+    def __init__(self, snapshot: Snapshot, index: ModelIndex) -> None:
         self.snapshot = snapshot
-        self.index = ModelIndex(snapshot.prices.book)
-        self.keys = {key.id: key for key in snapshot.keys.values()}
+        self.index = index
+        self.keys = snapshot.keys_by_id
 
     def channel(self, name: str) -> Channel | None:
         """The media channel of that name."""
@@ -62,8 +62,14 @@ class Views:
 
     def _look(self) -> None:
         try:
-            if self._view is None or self._catalog.version() != self._view.snapshot.version:
-                self._view = View(self._catalog.snapshot(self._clock.now_us()))
+            before = self._view
+            if before is None:
+                found = self._catalog.snapshot(self._clock.now_us())
+                self._view = View(found, ModelIndex(found.prices.book))
+            elif self._catalog.version() != before.snapshot.version:
+                found = self._catalog.snapshot(self._clock.now_us(), before.snapshot)
+                same = found.prices is before.snapshot.prices
+                self._view = View(found, before.index if same else ModelIndex(found.prices.book))
         except DatabaseUnavailable:
             if self._view is None:
                 raise

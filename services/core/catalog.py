@@ -110,3 +110,4 @@ class Snapshot(msgspec.Struct, frozen=True, kw_only=True):
     channels: tuple[Channel, ...]
     prices: PriceVersion
     members: dict[str, Member] = {}
+    keys_by_id: dict[str, Key] = {}  # the same ones

@@ -1,4 +1,5 @@
-"""The worker's copy of the catalog: read whole, kept while a polled version row stays the same.
+"""The worker's copy of the catalog: kept while a polled version row stays the same, then read
+again, of some accounts only when no more has changed.
 
 A worker whose poll fails keeps serving for `grace_s`, then refuses with 503: what it knows about
 revoked keys is too old to act on."""
@@ -22,17 +23,11 @@ UNKNOWN_KEYS_MAX: Final = 10_000
 UNKNOWN_KEY_S: Final = 1.0
 
 
-class View:
-    """One snapshot with what is derived from it once: the model index, upstream targets, and the
-    rules of the keys that are used."""
+class _Derived:
+    """What follows from channels and prices, and the rules of keys beside the keys that they are
+    of."""
 
-    def __init__(self, snapshot: Snapshot, trusted_proxies: Networks) -> None:
-        self.snapshot = snapshot
-        self._trusted_proxies = trusted_proxies
-        self._rules: dict[str, KeyRules] = {}
-        self._keys_by_id: dict[str, Key] = {}
-        self.version = snapshot.version
-        self.prices = snapshot.prices
+    def __init__(self, snapshot: Snapshot) -> None:
         self.index = ModelIndex(snapshot.prices.book)
         self.targets = {
             channel.name: Target.from_url(channel.base_url.rstrip("/").removesuffix("/v1"))
@@ -41,23 +36,46 @@ class View:
         self.credentials = {
             channel.name: _credential_line(channel) for channel in snapshot.channels
         }
+        self.rules: dict[str, tuple[Key, KeyRules]] = {}
+
+
+class View:
+    """One snapshot with what is derived from it once: the model index, upstream targets, and the
+    rules of the keys that are used. What only repeats `before` is taken over from it."""
+
+    def __init__(
+        self, snapshot: Snapshot, trusted_proxies: Networks, before: "View | None" = None
+    ) -> None:
+        self.snapshot = snapshot
+        self._trusted_proxies = trusted_proxies
+        self.version = snapshot.version
+        self.prices = snapshot.prices
+        self._derived: _Derived
+        if before is not None and before.snapshot.channels is snapshot.channels:
+            self._derived = before._derived
+        else:
+            self._derived = _Derived(snapshot)
+        self.index = self._derived.index
+        self.targets = self._derived.targets
+        self.credentials = self._derived.credentials
 
     def account(self, account_id: str) -> Account:
         return self.snapshot.accounts[account_id]
 
     def rules(self, key: Key) -> KeyRules:
-        """What the key is bound to; worked out at its first use."""
-        rules = self._rules.get(key.id)
-        if rules is None:
-            parent = self.key(key.parent_id) if key.parent_id is not None else None
-            rules = self._rules[key.id] = rules_of(self.snapshot, key, parent)
+        """What the key is bound to; worked out at its first use. It is another object once anything
+        of its account has changed."""
+        known = self._derived.rules.get(key.id)
+        if known is not None and known[0] is key:
+            return known[1]
+        parent = self.key(key.parent_id) if key.parent_id is not None else None
+        rules = rules_of(self.snapshot, key, parent)
+        self._derived.rules[key.id] = (key, rules)
         return rules
 
     def key(self, key_id: str) -> Key | None:
         """The key of that id."""
-        if not self._keys_by_id:
-            self._keys_by_id = {key.id: key for key in self.snapshot.keys.values()}
-        return self._keys_by_id.get(key_id)
+        return self.snapshot.keys_by_id.get(key_id)
 
     def client_address(self, environ: Mapping[str, Any]) -> str:
         """Where the request comes from: the other end of the connection, or what trusted proxies
@@ -108,7 +126,7 @@ class Snapshots:
         return self.age_s <= self._grace_s
 
     def poll(self) -> None:
-        """Reads the version row and, when it moved or a price version came into force, all."""
+        """Reads the version row and, when it moved, what has changed."""
         started_s = self._clock.monotonic_s()
         version = self._threads.apply(self._catalog.version)
         if version != self._view.version:
@@ -120,11 +138,12 @@ class Snapshots:
         refuse must not come back with the earlier one."""
         self._readings += 1
         reading = self._readings
-        found = self._threads.apply(self._catalog.snapshot, (self._clock.now_us(),))
+        call = (self._clock.now_us(), self._view.snapshot)
+        found = self._threads.apply(self._catalog.snapshot, call)
         if reading < self._shown:
             return
         self._shown = reading
-        self._view = View(found, self._trusted_proxies)
+        self._view = View(found, self._trusted_proxies, self._view)
         self._unknown.clear()
 
     def missing(self, secret_sha256: str) -> None:

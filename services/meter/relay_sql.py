@@ -23,6 +23,7 @@ _REAP_S: Final = 1.0
 _SEEN_S: Final = 30.0  # less than a look of `lost_hosts`: a host that slept is there in time
 _SEEN_PER_LOSS: Final = 10  # a host tells so often that it is there until it counts as gone
 _RETRY_S: Final = 1.0
+_IDLE_S: Final = 0.2  # between two looks that find nothing; each is a query
 
 
 class SqlRow(Protocol):
@@ -88,7 +89,7 @@ class SqlLoop:
                     stop.wait(_RETRY_S)
                     continue
                 if not sent:
-                    stop.wait(self._settings.relay_poll_s)
+                    stop.wait(_IDLE_S)
         finally:
             producer.close()
             store.close()

@@ -9,7 +9,7 @@ __all__ = ["claude_code", "cluster_stack", "codex", "kafka_broker", "stack"]
 CLUSTER = pytest.param(
     "cluster_stack",
     id="kafka-postgres",
-    marks=[pytest.mark.part("kafka"), pytest.mark.part("postgres"), pytest.mark.timeout(180)],
+    marks=[pytest.mark.part("kafka"), pytest.mark.part("postgres")],
 )
 
 

@@ -4,13 +4,11 @@ import threading
 import time
 
 import psutil
-import pytest
 
 from tests.parts.stack import Stack
 from tests.parts.wire import PATHS, post
 
 
-@pytest.mark.timeout(180)
 def test_streams_end_whole_and_the_next_start_has_their_bill(tmp_path):
     stack = Stack(tmp_path)
     try:

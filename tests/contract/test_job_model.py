@@ -11,7 +11,6 @@ from hypothesis import Phase as Stage
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from services.backends.sql import migrate
 from services.backends.sql.engine import now_us, open_engine, write
 from services.backends.sql.job_records import ClaimLost
 from services.backends.sql.job_tables import job
@@ -19,11 +18,10 @@ from services.core.ids import uuid7_hex
 from services.core.jobs import ACTIVE, MOVES, TERMINAL, Phase
 from tests.parts.jobs_world import JobsWorld
 from tests.parts.postgres import POSTGRES, SQLITE, drop_database, postgres_url
+from tests.parts.sqlite import migrated_url
 
 NAMES = ("a", "b", "c")
 ENDS = ("phase", "charged_nano", "error_code", "finished_at", "cancel_outcome", "version")
-
-pytestmark = pytest.mark.timeout(180)
 
 
 class JobLife:
@@ -156,9 +154,7 @@ STEP = st.tuples(
 
 @pytest.mark.parametrize("kind", [SQLITE, POSTGRES])
 def test_whatever_happens_an_end_stands_and_is_charged_once(kind, tmp_path):
-    url = f"sqlite:///{tmp_path / 'tollgate.db'}" if kind == "sqlite" else postgres_url()
-    if kind == "sqlite":
-        migrate.upgrade(url)
+    url = migrated_url(tmp_path) if kind == "sqlite" else postgres_url()
     engine = open_engine(url, tmp_path)
     world = JobsWorld(engine)
 

@@ -20,8 +20,6 @@ from tests.parts.stack import ROOT
 CLAIMS = 5_000  # of each process
 ROUNDS = 25
 
-pytestmark = pytest.mark.timeout(180)
-
 
 @pytest.mark.slow
 def test_two_processes_never_claim_a_job_twice(engine, database_url, tmp_path):  # noqa: F811

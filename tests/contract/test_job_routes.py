@@ -10,12 +10,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from sqlalchemy import update
 
-from services.backends.sql import job_tables, migrate
+from services.backends.sql import job_tables
 from services.backends.sql.engine import write
 from services.core import webhooks
 from tests.parts.batch_house import BatchHouse
 from tests.parts.postgres import POSTGRES, SQLITE, drop_database, postgres_url
 from tests.parts.sim import Sim
+from tests.parts.sqlite import migrated_url
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +33,7 @@ def running(request, tmp_path_factory, media_sim):
     """One service for all tests of an engine."""
     os.environ["TOLLGATE_TEST_UPSTREAM"] = "upstream-secret"
     folder = tmp_path_factory.mktemp("house")
-    url = f"sqlite:///{folder / 'tollgate.db'}" if request.param == "sqlite" else postgres_url()
-    migrate.upgrade(url)
+    url = migrated_url(folder) if request.param == "sqlite" else postgres_url()
     made = BatchHouse(
         folder / "data", url, media_sim.base_url, callback_networks="127.0.0.0/8", gone_s=1
     )

@@ -12,27 +12,24 @@ import tempfile
 from pathlib import Path
 
 import gevent
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from services.backends.clock import FakeClock
-from services.backends.sql import migrate
 from services.backends.sql.engine import DatabaseUnavailable, open_engine
 from services.backends.sql.lease_records import Charge, LeaseEnd
 from services.core.errors import Refusal
 from services.core.ids import uuid7_hex
 from services.edge.counters import Counters
 from services.edge.leases import IDLE_CLOSE_S, IDLE_RETURN_S, LeaseBook
-from tests.parts.sql_world import World, guard_limits, sqlite_url
+from tests.parts.sql_world import World, guard_limits
+from tests.parts.sqlite import migrated_url
 
 WALLET = 10_000
 QUOTA = 4_000
 NANO = st.integers(0, 3_000)
 WHO = st.integers(0, 1)
-
-pytestmark = pytest.mark.timeout(120)
 
 
 class Threads:
@@ -104,8 +101,7 @@ class LeaseMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="tollgate-leases-"))
-        shutil.copy(template(), self.folder / "tollgate.db")
-        self.engine = open_engine(sqlite_url(self.folder), self.folder)
+        self.engine = open_engine(migrated_url(self.folder), self.folder)
         self.world = World(self.engine, wallet_nano=WALLET, quota_nano=QUOTA)
         guard_limits(self.engine)
         plain, _ = self.world.catalog.create_key(self.world.account.id, "second")
@@ -248,22 +244,6 @@ class LeaseMachine(RuleBasedStateMachine):
             self.engine.dispose()
             shutil.rmtree(self.folder)
 
-
-def template() -> Path:
-    """A migrated, empty database, made once."""
-    global _template
-    if _template is None:
-        folder = Path(tempfile.mkdtemp(prefix="tollgate-template-"))
-        migrate.upgrade(sqlite_url(folder))
-        engine = open_engine(sqlite_url(folder), folder)
-        with engine.connect() as connection:
-            connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)")
-        engine.dispose()
-        _template = folder / "tollgate.db"
-    return _template
-
-
-_template: Path | None = None
 
 TestLeases = LeaseMachine.TestCase
 TestLeases.settings = settings(

@@ -29,23 +29,19 @@ from services.meter.consumer import NotOwner, TryLater
 from services.meter.dead_repair import DeadRepair, StillDead
 from services.meter.rebuild_ledger import LedgerRebuild, compare, ends_of
 from services.meter.replay import replay
-from tests.contract.test_lease_model import template
 from tests.parts.books import USD, Books, record, records
-from tests.parts.sql_world import sqlite_url
+from tests.parts.sqlite import migrated_url
 
 ACCOUNTS = 3
 WHO = st.integers(0, ACCOUNTS - 1)
 SEED = st.integers(0, 2**16)
-
-pytestmark = pytest.mark.timeout(120)
 
 
 class LedgerMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.folder = Path(tempfile.mkdtemp(prefix="tollgate-ledger-"))
-        shutil.copy(template(), self.folder / "tollgate.db")
-        self.books = Books(sqlite_url(self.folder), self.folder)
+        self.books = Books(migrated_url(self.folder), self.folder)
         self.bus = LocalBus(self.folder / "bus.db", 3)
         self.bus.ensure_topics()
         self.producer = self.bus.producer()
@@ -205,8 +201,7 @@ class LedgerMachine(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def _rebuilt_is_equal(self):
-        shutil.copy(template(), self.folder / "spare.db")
-        spare = open_engine(f"sqlite:///{self.folder / 'spare.db'}", self.folder)
+        spare = open_engine(migrated_url(self.folder, "spare.db"), self.folder)
         spare_books.copy_beside(self.books.engine, spare)
         ranges = ends_of(self.bus, self.books.engine)
         result = LedgerRebuild(self.bus, spare, self.books.reader()).run(ranges)

@@ -14,7 +14,6 @@ from schemas.events import TOPIC, encode
 from services.backends.bus.kafka import KafkaBus
 from services.backends.bus.local import LocalBus
 from services.backends.bus.port import Message, Record
-from services.backends.sql import migrate
 from services.backends.sql.engine import DatabaseUnavailable, write
 from services.backends.sql.tables import balance, dead_event, ledger_position, posting, settlement
 from services.core.ids import uuid7_text
@@ -23,6 +22,7 @@ from services.meter.consumer import Consumer, Halt, NotOwner, TryLater
 from tests.parts.books import USD, Books, now_us, record, records
 from tests.parts.kafka import kafka_broker  # noqa: F401
 from tests.parts.postgres import database_url, drop_database, postgres_url  # noqa: F401
+from tests.parts.sqlite import migrated_url
 
 
 @pytest.fixture
@@ -370,9 +370,7 @@ def test_a_row_of_dead_events_halts_over_several_batches(books):
 @pytest.fixture(scope="module")
 def shared_books(tmp_path_factory):
     folder = tmp_path_factory.mktemp("books")
-    url = f"sqlite:///{folder / 'tollgate.db'}"
-    migrate.upgrade(url)
-    world = Books(url, folder)
+    world = Books(migrated_url(folder), folder)
     yield world
     world.close()
 
@@ -431,8 +429,7 @@ def place(request, tmp_path):
         broker = request.getfixturevalue("kafka_broker")
         bus, url = KafkaBus(broker.bus_config(partitions=4)), postgres_url()
     else:
-        bus, url = LocalBus(tmp_path / "bus.db", 4), f"sqlite:///{tmp_path / 'tollgate.db'}"
-        migrate.upgrade(url)
+        bus, url = LocalBus(tmp_path / "bus.db", 4), migrated_url(tmp_path)
     bus.ensure_topics()
     books = Books(url, tmp_path)
     yield bus, books

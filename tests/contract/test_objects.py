@@ -12,11 +12,11 @@ import pytest
 from services.backends import settings
 from services.backends.objects.port import NotStored, StoreUnavailable, TooLarge, chunks_of
 from services.backends.settings import load
-from services.backends.sql import migrate
 from services.batch.bootstrap import object_store
 from tests.parts.batch_house import BatchHouse
 from tests.parts.s3 import BUCKET, KEYS, S3
 from tests.parts.sim import sim  # noqa: F401
+from tests.parts.sqlite import migrated_url
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +183,7 @@ def test_what_a_job_made_lies_in_the_bucket_and_comes_out_in_ranges(
     for name, value in on_bucket.items():
         monkeypatch.setenv(f"TOLLGATE_{name.upper()}", value)
     monkeypatch.setenv("TOLLGATE_TEST_UPSTREAM", "upstream-secret")
-    url = f"sqlite:///{tmp_path / 'tollgate.db'}"
-    migrate.upgrade(url)
-    house = BatchHouse(tmp_path / "data", url, sim.base_url)
+    house = BatchHouse(tmp_path / "data", migrated_url(tmp_path), sim.base_url)
     try:
         house.start()
         made = house.wait_for(house.submit("sim-image")["id"])["output"][0]

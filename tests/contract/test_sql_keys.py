@@ -2,12 +2,13 @@
 
 import msgspec
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, update
 
+from schemas.config import Group
 from services.backends.sql.budgets import KeyNotActive
 from services.backends.sql.catalog import AlreadyInCatalog, NotInCatalog
-from services.backends.sql.engine import read
-from services.backends.sql.tables import lease, limit_row
+from services.backends.sql.engine import read, write
+from services.backends.sql.tables import catalog_version, lease, limit_row
 from services.core.errors import InvalidRequest
 from services.core.subkeys import NO_MODEL
 from tests.parts.postgres import database_url, engine  # noqa: F401
@@ -293,3 +294,61 @@ def test_an_account_is_changed_field_by_field(catalog, org):
     catalog.create_account("taken")
     with pytest.raises(AlreadyInCatalog):
         catalog.update_account(org.id, name="taken")
+
+
+def _whole(catalog):
+    """The catalog read anew."""
+    return catalog.snapshot(NOW)
+
+
+def _kept(before, after):
+    """The keys that were not read again."""
+    return {key.id for name, key in after.keys.items() if before.keys.get(name) is key}
+
+
+def test_a_change_reads_again_what_its_account_has_and_no_more(catalog, world, org):
+    member = catalog.create_member(org.id, "ann", caps_nano={"claude-a": 3})
+    hers, _ = catalog.create_key(org.id, "hers", member_id=member.id)
+    other, _ = catalog.create_key(org.id, "other")
+    elsewhere = world.key
+    seen = _whole(catalog)
+    for change in (
+        lambda: catalog.update_key(hers.id, concurrency=2),
+        lambda: catalog.create_key(org.id, "sub", parent_id=hers.id),
+        lambda: catalog.rotate_key(other.id),
+        lambda: catalog.set_key_status(hers.id, "revoked"),
+        lambda: catalog.update_member(member.id, models=["*"], caps_nano={"claude-a": 9}),
+        lambda: catalog.create_member(org.id, "bob"),
+        lambda: catalog.update_account(org.id, status="paused"),
+        lambda: catalog.remove_member(member.id),
+    ):
+        change()
+        renewed = catalog.snapshot(NOW, seen)
+        assert renewed == _whole(catalog)
+        assert _kept(seen, renewed) == {elsewhere.id}
+        assert renewed.prices is seen.prices
+        assert renewed.channels is seen.channels
+        seen = renewed
+    assert catalog.snapshot(NOW, seen) == seen, "nothing has changed"
+    added = catalog.create_account("three")
+    catalog.create_key(added.id, "first")
+    catalog.update_key(elsewhere.id, name="renamed")
+    renewed = catalog.snapshot(NOW, seen)
+    assert renewed == _whole(catalog)
+    assert _kept(seen, renewed) == {key.id for key in seen.keys.values()} - {elsewhere.id}
+
+
+def test_more_than_accounts_may_have_changed(catalog, world):
+    seen = _whole(catalog)
+    catalog.sync([], [Group(name="gold", multiplier=2.0)], {}, NOW)
+    renewed = catalog.snapshot(NOW, seen)
+    assert renewed == _whole(catalog)
+    assert set(renewed.groups) == {"default", "gold"}
+    # An older program makes versions without saying whose, and a restored database has fewer.
+    for version in (renewed.version + 1, renewed.version - 2):
+        write(
+            world.engine, lambda c, v=version: c.execute(update(catalog_version).values(version=v))
+        )
+        again = catalog.snapshot(NOW, renewed)
+        assert again == _whole(catalog)
+        assert not _kept(renewed, again)

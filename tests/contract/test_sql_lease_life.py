@@ -9,7 +9,6 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from sqlalchemy import event
 
-from services.backends.sql import migrate
 from services.backends.sql.budgets import (
     Charge,
     IncarnationNotOpen,
@@ -21,22 +20,12 @@ from services.backends.sql.budgets import (
 )
 from services.backends.sql.engine import open_engine
 from services.backends.sql.wallets import InsufficientFunds
-from tests.parts.sql_world import INCARNATION, World, guard_limits, sqlite_url
+from tests.parts.sql_world import INCARNATION, World, guard_limits
+from tests.parts.sqlite import migrated_url
 
 NAMES = ["lease_a", "lease_b", "lease_c", "lease_d"]
 LEASES = st.sampled_from(NAMES)
 SMALL = st.integers(0, 60)
-_template: list[Path] = []
-
-
-def fresh_folder() -> Path:
-    """A folder with a migrated database, copied: migrating takes longer than a whole life."""
-    if not _template:
-        _template.append(Path(tempfile.mkdtemp(prefix="tollgate-lease-life-")))
-        migrate.upgrade(sqlite_url(_template[0]))
-    folder = Path(tempfile.mkdtemp(prefix="tollgate-lease-life-"))
-    shutil.copy(_template[0] / "tollgate.db", folder)
-    return folder
 
 
 class Book:
@@ -58,8 +47,8 @@ class LeaseLife(RuleBasedStateMachine):
         wallet=st.integers(40, 300), quota=st.none() | st.integers(1, 300), need=st.integers(0, 40)
     )
     def start(self, wallet, quota, need):
-        self.folder = fresh_folder()
-        self.engine = open_engine(sqlite_url(self.folder), self.folder)
+        self.folder = Path(tempfile.mkdtemp(prefix="tollgate-lease-life-"))
+        self.engine = open_engine(migrated_url(self.folder), self.folder)
         event.listen(
             self.engine,
             "connect",

@@ -8,10 +8,10 @@ import signal
 
 import pytest
 
-from services.backends.sql import migrate
 from tests.parts.group import Group
 from tests.parts.kafka import kafka_broker  # noqa: F401
 from tests.parts.postgres import drop_database, postgres_url
+from tests.parts.sqlite import migrated_url
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures"]
 pytestmark = [
@@ -41,8 +41,7 @@ REFUSALS = ("batch_postponed", "partition_has_another_owner")
 )
 def group(request, tmp_path, kafka_broker, shared_front, database_name):  # noqa: F811
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'tollgate.db'}"
-        migrate.upgrade(url)
+        url = migrated_url(tmp_path)
     else:
         url = postgres_url()
     made = Group(tmp_path, kafka_broker.bus_config(), url, shared_front.url, database_name)

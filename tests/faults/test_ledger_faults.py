@@ -16,11 +16,11 @@ from schemas.events import TOPIC
 from services.backends.bus.kafka import KafkaBus
 from services.backends.bus.local import LocalBus
 from services.backends.bus.port import Record
-from services.backends.sql import migrate
 from services.backends.sql.tables import posting, settlement
 from tests.parts.books import USD, Books, records
 from tests.parts.kafka import kafka_broker  # noqa: F401
 from tests.parts.postgres import drop_database, postgres_url
+from tests.parts.sqlite import migrated_url
 
 TOLLGATE = Path(sys.executable).parent / "tollgate"
 POINTS = (
@@ -56,8 +56,7 @@ class Place:
             }
         else:
             self.bus = LocalBus(folder / "bus.db", 3)
-            self.url = f"sqlite:///{folder / 'tollgate.db'}"
-            migrate.upgrade(self.url)
+            self.url = migrated_url(folder)
         self.bus.ensure_topics()
         self.books = Books(self.url, folder)
         self.log = folder / "meter.log"
@@ -151,7 +150,6 @@ class Story:
         assert books.balances()["loss"] == -3 * len(self.leases)
 
 
-@pytest.mark.timeout(180)
 def test_kill_at_every_point_of_a_transaction(place):
     story = Story(place.books)
     place.send(story.records)

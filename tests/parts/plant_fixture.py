@@ -5,18 +5,17 @@ import pytest
 
 from schemas import config as schema
 from services.backends.settings import load
-from services.backends.sql import migrate
 from tests.parts.kafka import kafka_broker  # noqa: F401
 from tests.parts.plant import EMBEDDED, SERVED, Plant
 from tests.parts.postgres import drop_database, postgres_url
+from tests.parts.sqlite import migrated_url
 
 
 def _config(request, tmp_path, database_name) -> schema.Config:
     common = {"data_dir": str(tmp_path), "clickhouse__database": database_name}
     if request.param == "embedded":
         folder = request.getfixturevalue("chdb_folder")
-        url = f"sqlite:///{tmp_path / 'tollgate.db'}"
-        migrate.upgrade(url)
+        url = migrated_url(tmp_path)
         dsn = f"chdb:///{folder}/engine"
         return load(None, {}, database__url=url, clickhouse__dsn=dsn, bus__partitions=3, **common)
     broker = request.getfixturevalue("kafka_broker")

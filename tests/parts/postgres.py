@@ -15,6 +15,7 @@ from sqlalchemy import Engine, create_engine, make_url, text
 from services.backends.sql import migrate
 from services.backends.sql.engine import open_engine
 from tests.conftest import PARTS, part_missing
+from tests.parts.sqlite import migrated_url, sqlite_url
 
 SQLITE = pytest.param("sqlite", id="sqlite")
 POSTGRES = pytest.param("postgres", id="postgres", marks=pytest.mark.part("postgres"))
@@ -69,7 +70,7 @@ def drop_database(url: str) -> None:
 def empty_url(request, tmp_path):
     """The URL of a database without any table."""
     if request.param == "sqlite":
-        yield f"sqlite:///{tmp_path / 'empty.db'}"
+        yield sqlite_url(tmp_path, "empty.db")
         return
     url = postgres_url(migrated=False)
     yield url
@@ -80,9 +81,7 @@ def empty_url(request, tmp_path):
 def database_url(request, tmp_path):
     """The URL of a migrated database without rows."""
     if request.param == "sqlite":
-        url = f"sqlite:///{tmp_path / 'tollgate.db'}"
-        migrate.upgrade(url)
-        yield url
+        yield migrated_url(tmp_path)
         return
     url = postgres_url()
     yield url

@@ -1,7 +1,5 @@
 """An account with a wallet and a key, and the laws of the limits as triggers in the database."""
 
-from pathlib import Path
-
 import msgspec
 from sqlalchemy import Connection, Engine, func, select, text
 
@@ -115,7 +113,3 @@ def model(name: str, output_nano: int = 1_000_000_000, **more) -> ModelPrice:
         classes={"input": 100, "output": output_nano},
         **more,
     )
-
-
-def sqlite_url(folder: Path) -> str:
-    return f"sqlite:///{folder / 'tollgate.db'}"

@@ -19,7 +19,7 @@ class Centre:
     def version(self) -> int:
         return self.now
 
-    def snapshot(self, now_us: int) -> Snapshot:
+    def snapshot(self, now_us: int, before: Snapshot | None = None) -> Snapshot:
         prices = PriceVersion(
             id="pv", effective_at=0, book=PriceBook(models={}, multipliers_ppm={}, channels={})
         )

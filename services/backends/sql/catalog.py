@@ -5,16 +5,20 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, Engine, or_, select
+from sqlalchemy import Column, ColumnElement, Connection, Engine, or_, select
 
 from schemas import config
 from services.backends.sql import prices
 from services.backends.sql.catalog_accounts import AccountCatalog, read_accounts
+from services.backends.sql.catalog_changes import (
+    accounts_changed,
+    bump_version,
+    present_version,
+)
 from services.backends.sql.catalog_ground import (
     OPERATOR,
     AlreadyInCatalog,
     NotInCatalog,
-    bump_version,
     lock,
 )
 from services.backends.sql.catalog_keys import KeyCatalog
@@ -24,7 +28,7 @@ from services.backends.sql.engine import read, write
 from services.backends.sql.key_reads import holding, keys_where
 from services.backends.sql.outbox import audit
 from services.backends.sql.sealing import Sealer
-from services.backends.sql.tables import api_key, catalog_version, routing_group
+from services.backends.sql.tables import account, api_key, member, routing_group
 from services.core.catalog import Snapshot
 from services.core.prices import ModelPrice, Overrides, PriceBook, PriceVersion
 from services.core.routing import ModelIndex
@@ -106,31 +110,30 @@ class Catalog(AccountCatalog, MemberCatalog, KeyCatalog):
 
     def version(self) -> int:
         """Grows with every change of the catalog."""
-        return read(self._engine, _version)
+        return read(self._engine, present_version)
 
-    def snapshot(self, now_us: int) -> Snapshot:
+    def snapshot(self, now_us: int, before: Snapshot | None = None) -> Snapshot:
         """One consistent reading. Keys that died more than 30 days before `now_us` are left out.
-        Raises WrongSecret when the channels were written with another secret key."""
+        When only some accounts changed since `before`, all else is taken over from it: the same
+        objects. Raises WrongSecret when the channels were written with another secret key."""
 
         def take(connection: Connection) -> Snapshot:
-            version = prices.current(connection)
-            oldest = now_us - KEPT_US
-            found = keys_where(
-                connection,
-                or_(api_key.c.revoked_at.is_(None), api_key.c.revoked_at > oldest),
-                or_(api_key.c.expires_at.is_(None), api_key.c.expires_at > oldest),
-            )
-            members = {each.id: each for each in read_members(connection)}
-            index = ModelIndex(version.book)
-            return Snapshot(
-                version=_version(connection),
-                accounts={each.id: each for each in read_accounts(connection)},
-                members=members,
-                keys=holding(found, members),
+            version = present_version(connection)
+            if before is not None:
+                changed = accounts_changed(connection, before.version, version)
+                if changed is not None:
+                    return _renewed(connection, before, version, changed, now_us)
+            prices_now = prices.current(connection)
+            index = ModelIndex(prices_now.book)
+            empty = Snapshot(
+                version=version,
+                accounts={},
+                keys={},
                 groups=read_groups(connection, index),
                 channels=read_channels(connection, self._sealer, index),
-                prices=version,
+                prices=prices_now,
             )
+            return _renewed(connection, empty, version, None, now_us)
 
         return read(self._engine, take)
 
@@ -147,8 +150,41 @@ class Catalog(AccountCatalog, MemberCatalog, KeyCatalog):
         return version
 
 
-def _version(connection: Connection) -> int:
-    return int(connection.execute(select(catalog_version.c.version)).scalar_one())
+def _renewed(
+    connection: Connection, old: Snapshot, version: int, ids: set[str] | None, now_us: int
+) -> Snapshot:
+    """`old` with the accounts `ids` (None: every account) read again, their members and keys too.
+    Accounts and members are never deleted; keys are, here, once they are dead for long."""
+
+    def of(column: Column[str]) -> tuple[ColumnElement[bool], ...]:
+        return () if ids is None else (column.in_(ids),)
+
+    oldest = now_us - KEPT_US
+    members = {each.id: each for each in read_members(connection, *of(member.c.account_id))}
+    found = keys_where(
+        connection,
+        or_(api_key.c.revoked_at.is_(None), api_key.c.revoked_at > oldest),
+        or_(api_key.c.expires_at.is_(None), api_key.c.expires_at > oldest),
+        *of(api_key.c.account_id),
+    )
+    keys, keys_by_id = dict(old.keys), dict(old.keys_by_id)
+    if ids is not None:
+        theirs = select(api_key.c.id).where(api_key.c.account_id.in_(ids))
+        for key_id in connection.execute(theirs).scalars():
+            gone = keys_by_id.pop(key_id, None)
+            if gone is not None:
+                del keys[gone.secret_sha256]
+    for key in holding(found, members):
+        keys[key.secret_sha256] = keys_by_id[key.id] = key
+    accounts = {each.id: each for each in read_accounts(connection, *of(account.c.id))}
+    return msgspec.structs.replace(
+        old,
+        version=version,
+        accounts=old.accounts | accounts,
+        members=old.members | members,
+        keys=keys,
+        keys_by_id=keys_by_id,
+    )
 
 
 def _multipliers(connection: Connection) -> dict[str, int]:

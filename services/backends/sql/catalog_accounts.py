@@ -4,10 +4,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Row, insert, or_, select, update
 
+from services.backends.sql.catalog_changes import bump_version
 from services.backends.sql.catalog_ground import (
     OPERATOR,
     NotInCatalog,
-    bump_version,
     create,
     facts,
 )
@@ -53,7 +53,7 @@ class AccountCatalog:
             wallet = insert_limit(connection, "wallet", made.id, 0)
             values = {each: getattr(made, each) for each in made.__struct_fields__}
             connection.execute(insert(account).values(wallet_limit_id=wallet, **values))
-            bump_version(connection)
+            bump_version(connection, made.id)
             detail = facts({"name": name, "kind": kind} | _rates(made))
             audit(connection, "account.create", made.id, actor, detail, made.id)
             return made
@@ -77,7 +77,7 @@ class AccountCatalog:
             row = connection.execute(select(account).where(account.c.id == account_id)).first()
             if row is None:
                 raise NotInCatalog(f"there is no account {account_id!r}")
-            bump_version(connection)
+            bump_version(connection, account_id)
             detail = {name: str(value) for name, value in fields.items()}
             audit(connection, "account.update", account_id, actor, detail, account_id)
             return account_of(row)
@@ -98,8 +98,9 @@ class AccountCatalog:
         return read(self._engine, read_accounts)
 
 
-def read_accounts(connection: Connection) -> list[Account]:
-    rows = connection.execute(select(account).order_by(account.c.created_at, account.c.id))
+def read_accounts(connection: Connection, *conditions: Any) -> list[Account]:
+    query = select(account).where(*conditions).order_by(account.c.created_at, account.c.id)
+    rows = connection.execute(query)
     return [account_of(row) for row in rows]
 
 

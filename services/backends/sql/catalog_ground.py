@@ -1,10 +1,10 @@
-"""What every part of the catalog does: bump the version, require what a change names, tell it."""
+"""What every part of the catalog does: lock it, require what a change names, tell it."""
 
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 import msgspec
-from sqlalchemy import Column, Connection, Engine, exc, select, update
+from sqlalchemy import Column, Connection, Engine, exc, select
 
 from services.backends.sql.engine import write
 from services.backends.sql.tables import catalog_version
@@ -20,11 +20,6 @@ class NotInCatalog(LookupError):
 
 class AlreadyInCatalog(Exception):
     """The account's or member's name or the key's secret is taken."""
-
-
-def bump_version(connection: Connection) -> None:
-    """Every worker reads the catalog again."""
-    connection.execute(update(catalog_version).values(version=catalog_version.c.version + 1))
 
 
 def lock(connection: Connection) -> None:

@@ -5,10 +5,10 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, select, update
 
+from services.backends.sql.catalog_changes import bump_version
 from services.backends.sql.catalog_ground import (
     OPERATOR,
     NotInCatalog,
-    bump_version,
     create,
     lock,
 )
@@ -97,7 +97,7 @@ class KeyCatalog:
         def insert_it(connection: Connection) -> Key:
             lock(connection)  # a parent that is narrowed meanwhile is seen
             made = insert_key(connection, account_id, parent_id, fields, clear, self._sealer)
-            bump_version(connection)
+            bump_version(connection, account_id)
             audit(connection, "key.create", made.id, actor, told(made), account_id)
             return made
 
@@ -121,7 +121,7 @@ class KeyCatalog:
                 wanted = {name: allowed[name] for name in fields}
             apply(connection, before, wanted)
             after = key_of(connection, key_id)
-            bump_version(connection)
+            bump_version(connection, after.account_id)
             audit(connection, "key.update", key_id, actor, changes(before, after), after.account_id)
             return after
 
@@ -138,7 +138,7 @@ class KeyCatalog:
             values = secret_columns(clear, self._sealer)
             connection.execute(update(api_key).where(api_key.c.id == key_id).values(**values))
             made = key_of(connection, key_id)
-            bump_version(connection)
+            bump_version(connection, made.account_id)
             audit(connection, "key.rotate", key_id, actor, told(made), made.account_id)
             return made
 
@@ -167,7 +167,7 @@ class KeyCatalog:
                 connection.execute(
                     update(api_key).where(api_key.c.id == key_id).values(status=status)
                 )
-            bump_version(connection)
+            bump_version(connection, before.account_id)
             after = key_of(connection, key_id)
             action = {"revoked": "key.revoke", "disabled": "key.disable"}.get(status, "key.enable")
             audit(connection, action, key_id, actor, told(after), after.account_id)

@@ -5,12 +5,12 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Row, insert, select, update
 
+from services.backends.sql.catalog_changes import bump_version
 from services.backends.sql.catalog_ground import (
     OPERATOR,
     NotInCatalog,
     as_json,
     as_tuple,
-    bump_version,
     create,
     facts,
     lock,
@@ -158,8 +158,11 @@ class MemberCatalog:
 
 def read_members(connection: Connection, *conditions: Any) -> list[Member]:
     caps: dict[str, list[Row[Any]]] = {}
-    query = select(member_model_cap, limit_row.c.limit_nano).join(
-        limit_row, limit_row.c.id == member_model_cap.c.limit_id
+    query = (
+        select(member_model_cap, limit_row.c.limit_nano)
+        .join(limit_row, limit_row.c.id == member_model_cap.c.limit_id)
+        .join(member, member.c.id == member_model_cap.c.member_id)
+        .where(*conditions)
     )
     for row in connection.execute(query.order_by(member_model_cap.c.model)):
         caps.setdefault(row.member_id, []).append(row)
@@ -208,7 +211,7 @@ def _set_caps(connection: Connection, member_id: str, caps_nano: Mapping[str, in
 
 def _told(connection: Connection, member_id: str, action: str, actor: str) -> Member:
     (made,) = read_members(connection, member.c.id == member_id)
-    bump_version(connection)
+    bump_version(connection, made.account_id)
     names = ("name", "role", "status", "models", "concurrency", "quota_nano", "caps_nano")
     detail = facts({name: getattr(made, name) for name in names})
     audit(connection, action, member_id, actor, detail, made.account_id)

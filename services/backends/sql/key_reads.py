@@ -26,11 +26,10 @@ def keys_where(connection: Connection, *conditions: Any) -> list[Key]:
     return [_key(row, windows) for row in rows]
 
 
-def holding(found: Iterable[Key], members: Mapping[str, Member]) -> dict[str, Key]:
-    """The keys by their hash, with what they inherit from parents (which must be among them) and
-    members."""
+def holding(found: Iterable[Key], members: Mapping[str, Member]) -> list[Key]:
+    """The keys with what they inherit from parents (which must be among them) and members."""
     by_id = {key.id: key for key in found}
-    held: dict[str, Key] = {}
+    held: list[Key] = []
     for key in by_id.values():
         parent = by_id.get(key.parent_id or "")
         if parent is not None:
@@ -39,7 +38,7 @@ def holding(found: Iterable[Key], members: Mapping[str, Member]) -> dict[str, Ke
         if member is not None:
             status = key.status if member.status == "active" else "disabled"
             key = msgspec.structs.replace(key, status=status, model_caps=member.cap_limit_ids)
-        held[key.secret_sha256] = key
+        held.append(key)
     return held
 
 

@@ -229,6 +229,19 @@ catalog_version = Table(
     Column("version", BigInteger, nullable=False, comment="grows with every catalog change"),
 )
 
+catalog_change = Table(
+    "catalog_change",
+    metadata,
+    Column(
+        "version",
+        BigInteger,
+        primary_key=True,
+        autoincrement=False,
+        comment="that the change made",
+    ),
+    Column("account_id", Text, nullable=False, comment="what changed; empty: all may have"),
+)
+
 limit_row = Table(
     "limit_row",
     metadata,
