@@ -11,13 +11,16 @@ import pytest
 from sqlalchemy import exc, insert, select, text, update
 
 from services.backends.sql import engine as engine_module
+from services.backends.sql.batch_tables import batch
 from services.backends.sql.engine import (
     DatabaseUnavailable,
     database_now_us,
     open_engine,
     read,
+    statement_us,
     write,
 )
+from services.backends.sql.job_tables import delivery, job
 from services.backends.sql.tables import catalog_version, limit_row, routing_group
 from tests.parts.postgres import POSTGRES, database_url, engine  # noqa: F401
 from tests.parts.sql_world import World
@@ -164,6 +167,20 @@ def test_the_databases_clock(engine):  # noqa: F811
     before = time.time()
     told = read(engine, database_now_us)
     assert before - 0.01 <= told / 1e6 <= time.time() + 0.01
+
+
+@pytest.mark.parametrize("table", [job, batch, delivery], ids=lambda table: table.name)
+def test_what_is_due_is_found_by_its_index(engine, table):  # noqa: F811
+    due = select(table.c.id).where(table.c.next_at <= statement_us())
+    query = str(due.compile(engine))
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL enable_seqscan = off"))  # with few rows it is cheap
+            plan = connection.execute(text(f"EXPLAIN {query}")).scalars().all()
+            assert any("Cond: (next_at <= " in line for line in plan), plan
+        else:
+            plan = connection.execute(text(f"EXPLAIN QUERY PLAN {query}")).all()
+            assert any(f"ix_{table.name}_due (next_at<?)" in row.detail for row in plan), plan
 
 
 DIES_IN_A_GRANT = """

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine, case, delete, func, insert, select, t
 from services.backends.lifecycle import crash_point
 from services.backends.sql.batch_records import Batch, BatchLost, Line, NewLine, as_batch, as_line
 from services.backends.sql.batch_tables import batch, batch_line
-from services.backends.sql.engine import database_now_us, now_us, read, write
+from services.backends.sql.engine import database_now_us, now_us, read, statement_us, write
 from services.backends.sql.job_tables import upload
 from services.backends.sql.tables import account
 from services.backends.sql.uploads import Upload
@@ -46,7 +46,7 @@ class BatchClaims:
         return None
 
     def _claim(self, connection: Connection) -> Batch | None:
-        due = select(batch.c.id, batch.c.account_id).where(batch.c.next_at <= now_us())
+        due = select(batch.c.id, batch.c.account_id).where(batch.c.next_at <= statement_us())
         first = due.order_by(batch.c.next_at).limit(1).with_for_update(skip_locked=True)
         row = connection.execute(first).one_or_none()
         if row is None:
@@ -234,5 +234,5 @@ def _rows(batch_id: str, lines: Sequence[NewLine], at: int) -> list[dict[str, An
 
 
 def _none_due(connection: Connection) -> bool:
-    query = select(batch.c.id).where(batch.c.next_at <= now_us()).limit(1)
+    query = select(batch.c.id).where(batch.c.next_at <= statement_us()).limit(1)
     return connection.execute(query).first() is None

@@ -7,7 +7,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, exists, insert, or_, select, tuple_, update
 
 from services.backends.sql.endpoints import judge, told_of
-from services.backends.sql.engine import now_us, read, write
+from services.backends.sql.engine import now_us, read, statement_us, write
 from services.backends.sql.job_records import Job
 from services.backends.sql.job_tables import delivery, endpoint
 from services.core.ids import new_id
@@ -77,13 +77,13 @@ class Deliveries:
         """Due deliveries, the longest due first."""
 
         def none_due(connection: Connection) -> bool:
-            query = select(delivery.c.id).where(delivery.c.next_at <= now_us()).limit(1)
+            query = select(delivery.c.id).where(delivery.c.next_at <= statement_us()).limit(1)
             return connection.execute(query).first() is None
 
         def fn(connection: Connection) -> list[Delivery]:
             due = (
                 select(delivery.c.id)
-                .where(delivery.c.next_at <= now_us())
+                .where(delivery.c.next_at <= statement_us())
                 .order_by(delivery.c.next_at)
                 .limit(limit)
                 .with_for_update(skip_locked=True)

@@ -49,9 +49,18 @@ class now_us(FunctionElement[int]):  # noqa: N801 - reads as the SQL function th
     inherit_cache = True
 
 
+class statement_us(FunctionElement[int]):  # noqa: N801 - as `now_us`
+    """`now_us` when the statement came, the same for all its rows: an index can be searched with
+    it. For what is due; what waited for a lock asks `now_us`."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
 _NOW: Final = select(now_us())
 
 
+@compiles(statement_us, "sqlite")
 @compiles(now_us, "sqlite")
 def _now_us_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
     return "CAST(ROUND((julianday('now') - 2440587.5) * 86400000.0) * 1000 AS INTEGER)"
@@ -60,6 +69,11 @@ def _now_us_sqlite(element: Any, compiler: Any, **kw: Any) -> str:
 @compiles(now_us, "postgresql")
 def _now_us_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
     return "CAST(extract(epoch FROM clock_timestamp()) * 1000000 AS BIGINT)"
+
+
+@compiles(statement_us, "postgresql")
+def _statement_us_postgresql(element: Any, compiler: Any, **kw: Any) -> str:
+    return "CAST(extract(epoch FROM statement_timestamp()) * 1000000 AS BIGINT)"
 
 
 def open_engine(url: str, data_dir: Path) -> Engine:

@@ -5,7 +5,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection, Engine, delete, func, or_, select, update
 
 from services.backends.sql.bulk import insert_new
-from services.backends.sql.engine import database_now_us, now_us, read, write
+from services.backends.sql.engine import database_now_us, now_us, read, statement_us, write
 from services.backends.sql.job_ends import add_artifacts
 from services.backends.sql.job_records import Attempt, Job, NewArtifact
 from services.backends.sql.job_rows import as_job, write_attempt
@@ -126,7 +126,7 @@ class Housekeeping:
             for table in (artifact, upload):
                 over = (
                     select(table.c.id)
-                    .where(table.c.expires_at <= now_us(), table.c.deleted_at.is_(None))
+                    .where(table.c.expires_at <= statement_us(), table.c.deleted_at.is_(None))
                     .limit(limit)
                 )
                 rows = connection.execute(
@@ -171,7 +171,7 @@ class Housekeeping:
         seen = (
             select(job_event.c.id)
             .join(job, job.c.id == job_event.c.job_id)
-            .where(job.c.finished_at < now_us() - _EVENTS_KEPT_US)
+            .where(job.c.finished_at < statement_us() - _EVENTS_KEPT_US)
             .order_by(job_event.c.id)
             .limit(limit)
         )

@@ -19,7 +19,7 @@ from sqlalchemy import (
     update,
 )
 
-from services.backends.sql.engine import database_now_us, now_us, read
+from services.backends.sql.engine import database_now_us, now_us, read, statement_us
 from services.backends.sql.grouped import GroupedWrites
 from services.backends.sql.job_records import Attempt, Job
 from services.backends.sql.job_rows import (
@@ -39,7 +39,7 @@ POSTPONED_US: Final = 1_000_000
 _TEXT_MAX: Final = 500
 
 _CLAIM_US: Final = bindparam("claim_us", type_=BigInteger())
-_DUE: Final = select(job.c.id).where(job.c.next_at <= now_us())
+_DUE: Final = select(job.c.id).where(job.c.next_at <= statement_us())
 _ANY_DUE: Final = _DUE.limit(1)
 _CLAIM: Final = (
     update(job)
