@@ -1,6 +1,6 @@
 """Builds one edge worker. The only file of the edge that names concrete adapters.
 
-Runs in the worker after the fork and after gevent's patches: connections, files, locks and
+Imported before the fork, run in the worker after gevent's patches: connections, files, locks and
 watchers must not be shared with another process."""
 
 import socket

@@ -1,7 +1,8 @@
 """Starts the edge: gunicorn with the settings the request path needs.
 
-One master, `edge.workers` gevent workers. The application is imported and made in each worker,
-after gevent has patched the standard library.
+One master, `edge.workers` gevent workers. The application is imported in the master, so that the
+workers share its code and start at once, and made in each worker, after gevent has patched the
+standard library: nothing that it imports may bind what gevent patches, or load a database driver.
 """
 
 import importlib
@@ -30,7 +31,8 @@ class EdgeServer(BaseApplication):  # type: ignore[misc]
     def __init__(self, config: Config, factory: str) -> None:
         self.config = config
         self.drain_s = config.edge.graceful_timeout_s
-        self._factory = factory
+        module, _, name = factory.partition(":")
+        self._make: Callable[[Config], Any] = getattr(importlib.import_module(module), name)
         super().__init__()
 
     def load_config(self) -> None:
@@ -38,9 +40,7 @@ class EdgeServer(BaseApplication):  # type: ignore[misc]
             self.cfg.set(name, value)
 
     def load(self) -> Any:
-        module, _, name = self._factory.partition(":")
-        make: Callable[[Config], Any] = getattr(importlib.import_module(module), name)
-        return make(self.config)
+        return self._make(self.config)
 
 
 class StandardLogging(glogging.Logger):  # type: ignore[misc]

@@ -15,9 +15,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
-import clickhouse_connect
-from clickhouse_connect.driver import exceptions
-
 from services.backends.clickhouse.embedded import EmbeddedEngine
 
 _IDLE_CLIENTS: Final = 8
@@ -33,14 +30,6 @@ _INSERT_SETTINGS: Final = {
 # What the server says when it means "not now": timeouts, memory, too many queries or parts,
 # network, shutting down. Any other number is an answer.
 _TRANSIENT_CODES: Final = frozenset({159, 198, 202, 209, 210, 236, 241, 242, 252, 319, 425, 516})
-
-
-# Errors of the driver itself about what it was given; any other without a number came on the way.
-_OUR_MISTAKES: Final = (
-    exceptions.ProgrammingError,
-    exceptions.DataError,
-    exceptions.NotSupportedError,
-)
 
 
 class ClickHouseUnavailable(Exception):
@@ -199,6 +188,8 @@ class ClickHouse:
                 client.close()
 
     def _connect(self, database: str | None, settings: dict[str, Any]) -> Any:
+        import clickhouse_connect  # a quarter of what a command that asks the meter takes to start
+
         return clickhouse_connect.get_client(
             dsn=self._dsn, database=database, settings=settings, **self._options
         )
@@ -206,6 +197,8 @@ class ClickHouse:
     @contextlib.contextmanager
     def _client(self) -> Iterator[Any]:
         """A client of the pool; one that met an error other than an answer is thrown away."""
+        from clickhouse_connect.driver import exceptions
+
         with _errors():
             client = self._take()
             try:
@@ -245,13 +238,21 @@ class _PassedLimit(ClickHouseUnavailable):
 @contextlib.contextmanager
 def _errors() -> Iterator[None]:
     """The driver's and the socket's exceptions as the two of ours."""
+    from clickhouse_connect.driver import exceptions
+
     try:
         yield
     except exceptions.Error as ex:
         message, code = _first_line(ex), ex.code or 0
         if code in (159, 241):
             raise _PassedLimit(message, code) from ex
-        if code in _TRANSIENT_CODES or (not code and not isinstance(ex, _OUR_MISTAKES)):
+        # Without a number: the driver's own, about what it was given, or it happened on the way.
+        mistakes = (
+            exceptions.ProgrammingError,
+            exceptions.DataError,
+            exceptions.NotSupportedError,
+        )
+        if code in _TRANSIENT_CODES or (not code and not isinstance(ex, mistakes)):
             raise ClickHouseUnavailable(message) from ex
         raise QueryRefused(message, code) from ex
     except OSError as ex:
