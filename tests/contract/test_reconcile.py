@@ -338,6 +338,7 @@ def test_a_request_of_an_ended_worker_has_an_end(plant):
 @pytest.mark.part("chdb")
 @pytest.mark.parametrize("plant", [EMBEDDED], indirect=True)
 def test_the_running_analytics_process_is_asked(plant, tmp_path):
+    plant.leave_engine()
     plant.config.clickhouse.dsn = "chdb:///clickhouse"
     _story(plant)
     environment = {

@@ -38,6 +38,8 @@ def _config(request, tmp_path, database_name) -> schema.Config:
 def plant(request, tmp_path, database_name):
     config = _config(request, tmp_path, database_name)
     made = Plant(config)
+    if request.param == "embedded":
+        made.keep_engine()
     yield made
     made.close()
     if request.param == "served":
