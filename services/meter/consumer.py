@@ -20,6 +20,7 @@ from services.meter.dead import event_id_of
 _BACKOFF_FIRST_S: Final = 0.05
 _BACKOFF_MAX_S: Final = 2.0
 _IDLE_POLL_S: Final = 0.5
+_REJOIN_S: Final = 0.5
 _COMMIT_EVERY_S: Final = 1.0
 _SHOW_EVERY_S: Final = 1.0
 
@@ -34,7 +35,7 @@ class TryLater(Exception):
 
 
 class NotOwner(Exception):
-    """Another member claimed the partition after us; what we hold of it is dropped."""
+    """Another member claimed the partition after us: we leave the group and join it anew."""
 
 
 class Position(NamedTuple):
@@ -92,6 +93,7 @@ class Consumer:
         self._beat = beat
         self._now_s = monotonic
         self._owned: dict[int, _Buffer] = {}
+        self._contested = False
         self._advice: dict[int, int] = {}
         self._advised_at_s = 0.0
         self._shown_at_s = 0.0
@@ -101,10 +103,20 @@ class Consumer:
     def run(self, stop: threading.Event) -> None:
         """Consumes until `stop`. Raises Halt."""
         self._stop = stop
+        while not stop.is_set():
+            self._be_member(stop)
+            if self._contested:
+                stop.wait(_REJOIN_S)
+
+    def _be_member(self, stop: threading.Event) -> None:
+        """Until `stop`, or until a partition that the group gave us has another owner. That one may
+        have claimed it late, for an assignment that was over, and be gone: only a new assignment
+        says whose the partition is, and whoever gets it claims it anew."""
+        self._contested = False
         member = self._bus.consumer(self._sink.group)
         try:
             member.subscribe(self._topic, self._assigned, self._revoked)
-            while not stop.is_set():
+            while not stop.is_set() and not self._contested:
                 self._beat()
                 self._take(member.poll(self._poll_s(), self._batch))
                 self._hand_over()
@@ -234,8 +246,8 @@ class Consumer:
             except NotOwner as ex:
                 metric("tollgate_zombie_refused_total").labels(self._sink.group).inc()
                 self._log.warning("partition_has_another_owner", partition=partition, why=str(ex))
-                self._drop(partition)
-                continue
+                self._contested = True
+                return
             metric("tollgate_batch_rows").labels(self._sink.group).observe(len(batch))
             del buffer.messages[: len(batch)]
             buffer.since_s = self._now_s()

@@ -552,6 +552,22 @@ def test_a_sink_that_is_away_loses_no_place(place):
     books.check()
 
 
+def test_a_partition_that_somebody_claimed_and_left_is_taken_again(place):
+    bus, books = place
+    given, requests = _many(books, accounts=3, pairs=10)
+    half = len(given) // 2
+    running = Running(bus, books.sink())
+    send(bus, given[:half])
+    wait_until_booked(bus, books)
+    for partition in bus.bounds(TOPIC):  # a member that had stood still, and is gone at once
+        books.store.claim(TOPIC, partition)
+    send(bus, given[half:])
+    wait_until_booked(bus, books)
+    running.end()
+    assert books.count(settlement) == requests
+    books.check()
+
+
 def _wait_for_halt(running: Running) -> str:
     running.thread.join(30)
     assert isinstance(running.error, Halt), running.error
