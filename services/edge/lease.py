@@ -26,6 +26,7 @@ class Lease:
         "grant_no",
         "granted_s",
         "growing_nano",
+        "holds",
         "id",
         "key_id",
         "limit_ids",
@@ -50,6 +51,7 @@ class Lease:
         self.amount_nano = 0
         self.spent_nano = 0
         self.reserved_nano = 0
+        self.holds = 0  # requests in flight; they may hold nothing (a free group)
         self.seq = 0  # the last lease_seq that was handed out
         self.events = 0  # how many of them were written
         self.grant_no = 0

@@ -75,6 +75,7 @@ class LeaseBook:
             least_nano = hold_nano if least_nano is None else least_nano
             lease, hold_nano = self._grow(key, lease, hold_nano, least_nano)
         lease.reserved_nano += hold_nano
+        lease.holds += 1
         lease.used_s = self._clock.monotonic_s()
         if lease.free_nano < hold_nano * 2 and not lease.lock.locked():
             gevent.spawn(self._renew, lease, hold_nano)
@@ -119,6 +120,7 @@ class LeaseBook:
         reservation.ended = True
         lease = reservation.lease
         lease.reserved_nano -= reservation.hold_nano
+        lease.holds -= 1
         lease.spent_nano += charged_nano
         lease.used_s = self._clock.monotonic_s()
 
@@ -264,7 +266,7 @@ class LeaseBook:
             lease.giving_nano = 0
 
     def _close(self, lease: Lease) -> None:
-        busy = lease.reserved_nano or lease.free_nano or lease.giving_nano
+        busy = lease.holds or lease.free_nano or lease.giving_nano
         if busy or lease.closed or lease.lock.locked():
             return
         lease.closed = True

@@ -130,6 +130,17 @@ def test_idle_money_goes_back_and_an_idle_lease_ends(world, desk):
     assert desk.book.reserve(desk.key, 1).lease is not held.lease
 
 
+def test_a_lease_does_not_end_under_a_running_request_that_holds_nothing(world, desk):
+    """A request of a free group; its events belong to the lease all the same."""
+    held = desk.book.reserve(desk.key, 0)
+    desk.later(IDLE_CLOSE_S + 1)
+    assert not desk.closed
+    assert not desk.book.close_all()
+    desk.book.settle(held, 0)
+    desk.later(IDLE_CLOSE_S + 1)
+    assert desk.closed == [held.lease]
+
+
 def test_a_lost_answer_to_a_grant_counts_once(world, desk):
     desk.threads.lose = True
     with pytest.raises(Refusal) as caught:
