@@ -22,6 +22,7 @@ from services.edge.upstream import (
     Call,
     ConnectFailed,
     FirstByteTimeout,
+    IdleTimeout,
     UpstreamBroken,
     UpstreamPool,
 )
@@ -217,7 +218,10 @@ class Upstreams:
     def _refused(self, channel: Channel, call: Call) -> Failure:
         """What a non-2xx answer becomes. The upstream's 401 and 403 concern our credential and
         never reach the client; a redirect is not followed."""
-        body = call.read_all(ERROR_BODY_MAX_BYTES, ERROR_BODY_S)
+        try:
+            body = call.read_all(ERROR_BODY_MAX_BYTES, ERROR_BODY_S)
+        except IdleTimeout:
+            body = b""  # the status says enough
         retry_after_s = _seconds(call, b"retry-after")
         status = call.status
         if status in (401, 403):
