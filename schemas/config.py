@@ -38,7 +38,6 @@ class Edge(Section, kw_only=True):
     query_url: str = "unix:run/query.sock"
     trusted_proxies: list[str] = []  # addresses or CIDRs whose X-Forwarded-For is believed
     batch_url: str = "unix:run/batch.sock"
-    estimate_bytes_per_token: Positive = 4
 
 
 class Bus(Section, kw_only=True):

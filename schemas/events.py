@@ -166,6 +166,7 @@ MOVEMENTS: Final = (
     "admin_debit",
     "chargeback",
     "correction",
+    "subscription_renew",
 )
 
 AnyEvent: TypeAlias = (

@@ -52,6 +52,8 @@ class Bound(NamedTuple):
 
 def input_tokens_max(model: ModelPrice, shape: BodyShape) -> int:
     """The most input tokens that a body of `shape` can be, over all input classes together."""
+    if shape.stored_input:
+        return model.context_window  # nobody here knows how much it is
     tokens = -(-shape.text_bytes // BYTES_PER_TOKEN_MIN)
     tokens += shape.images * model.image_tokens + shape.documents * model.document_tokens
     if shape.server_tools:

@@ -158,6 +158,8 @@ def test_wallet_transactions(stack):
     assert [item["kind"] for item in page["items"]] == ["topup"]
     one = stack.get("/api/v1/me/billing/transactions?kind=topup&page_size=200", key)
     assert [item["balance_after_usd"] for item in one["items"]] == [10]
+    none = stack.get("/api/v1/me/billing/transactions?kind=subscription_renew", key)
+    assert (none["total"], none["items"]) == (0, [])
     for query in ("kind=spend", "page_size=201", "page=0", "since=x"):
         reply = request(stack.port, "GET", f"/api/v1/me/billing/transactions?{query}", key=key)
         assert (reply.status, reply.json()["error"]["code"]) == (400, "invalid_param"), query

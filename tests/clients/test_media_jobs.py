@@ -50,6 +50,16 @@ def frames(stack, path, **headers):
     return found
 
 
+def test_the_public_price_list_tells_what_generations_cost(media):
+    told = {row["model"]: row for row in json.loads(send(media, "GET", "/api/pricing")[2])}
+    image, video, text = told["sim-image"], told["sim-video"], told["claude-haiku-4-5"]
+    assert (image["category"], video["category"]) == ("image", "video")
+    assert set(image["rates"]) == {"images_per_1m", "currency"}
+    assert {"seconds_per_1m", "calls_per_1m"} <= set(video["rates"])
+    assert image["rates"]["images_per_1m"] > 0
+    assert (text["category"], text["rates"]["input_per_1m"]) == ("text", 1.0)
+
+
 @pytest.mark.part("openai-sdk")
 def test_the_sdk_makes_images_and_speech_and_vectors(media, sdk):
     made = sdk.images.generate(model="sim-image", prompt="a fox", n=2)

@@ -315,6 +315,13 @@ def test_other_server_work():
         assert not parse("responses", input=[item]).shape.server_tools
 
 
+@pytest.mark.parametrize("field", ["previous_response_id", "conversation", "prompt"])
+def test_input_that_the_vendor_has_stored(field):
+    assert parse("responses", **{field: "x_1"}).shape.stored_input
+    assert not parse("responses", **{field: None}).shape.stored_input
+    assert not parse("responses").shape.stored_input
+
+
 # -- what goes upstream
 
 

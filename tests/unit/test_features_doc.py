@@ -14,6 +14,7 @@ ALL = range(1, 126)
 REQUIRED = {
     *range(1, 10), 17, *range(22, 30), *range(31, 36), *range(37, 49), 53, 60, 61,
     *range(76, 81), 100, 105, *range(120, 126),
+    36, *range(50, 53), *range(56, 60), *range(62, 76), 112, 113,
 }  # fmt: skip
 
 

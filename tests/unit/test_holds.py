@@ -33,6 +33,7 @@ shapes = st.builds(
     documents=st.integers(0, 20),
     cache_write_1h=st.booleans(),
     server_tools=st.booleans(),
+    stored_input=st.booleans(),
 )
 
 
@@ -96,6 +97,15 @@ def bound_of(name="claude-sonnet-4-6", *, channels=("plain",), cap=None, n=1, **
         max_output_tokens=cap,
         n=n,
     )
+
+
+def test_stored_input_may_fill_the_context_window():
+    model = MODELS["claude-sonnet-4-6"]
+    assert input_tokens_max(model, BodyShape(text_bytes=8)) == 4
+    known, stored = bound_of(text_bytes=8), bound_of(text_bytes=8, stored_input=True)
+    whole = BodyShape(text_bytes=8, stored_input=True)
+    assert input_tokens_max(model, whole) == model.context_window
+    assert stored.input_nano > 1000 * known.input_nano
 
 
 def test_the_bound_in_figures():

@@ -13,14 +13,16 @@ from services.core.json_span import replace_value
 
 class BodyShape(msgspec.Struct, frozen=True, kw_only=True):
     """What bounds the input tokens of a body: `text_bytes` is its size without base64 payloads,
-    `images` and `documents` are counted one by one. The two flags tell that the body can make
-    the vendor charge a long-lived cache write, or calls of tools that the vendor runs."""
+    `images` and `documents` are counted one by one. The flags tell that the body can make the
+    vendor charge a long-lived cache write, calls of tools that the vendor runs, or input that the
+    vendor has stored."""
 
     text_bytes: int
     images: int = 0
     documents: int = 0
     cache_write_1h: bool = False
     server_tools: bool = False
+    stored_input: bool = False
 
 
 class ParsedRequest(msgspec.Struct, frozen=True, kw_only=True):

@@ -74,6 +74,9 @@ class _Body(msgspec.Struct):
     prompt_cache_options: msgspec.Raw = _NULL
     prompt_cache_retention: msgspec.Raw = _NULL
     service_tier: object = None
+    previous_response_id: msgspec.Raw = _NULL
+    conversation: msgspec.Raw = _NULL
+    prompt: msgspec.Raw = _NULL
 
 
 _decoder: Final = msgspec.json.Decoder(_Body)
@@ -101,6 +104,10 @@ class Responses(openai.OpenAI):
                 read.prompt_cache_options, read.prompt_cache_retention
             ),
             server_tools=_runs_on_server(read.tools) or _adds_server_tools(content),
+            stored_input=any(
+                bytes(each).strip() != b"null"
+                for each in (read.previous_response_id, read.conversation, read.prompt)
+            ),
         )
         return ParsedRequest(
             model=read.model,

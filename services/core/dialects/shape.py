@@ -17,6 +17,7 @@ def body_shape(
     *,
     cache_write_1h: bool,
     server_tools: bool,
+    stored_input: bool = False,
 ) -> BodyShape:
     """The shape of `body`. `content` is the JSON text that may hold media; it is parsed only when
     one of `markers` (quoted type names, which text cannot contain unescaped) occurs in it."""
@@ -29,6 +30,7 @@ def body_shape(
         documents=documents,
         cache_write_1h=cache_write_1h,
         server_tools=server_tools,
+        stored_input=stored_input,
     )
 
 

@@ -9,6 +9,7 @@ from services.core.access import allowed_models
 from services.core.catalog import Key, Snapshot
 from services.core.ids import uuid7_text
 from services.core.money import NANO_PER_USD, exact_usd
+from services.core.prices import ModelPrice
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.headers import accounting
 from services.edge.manage.shapes import iso
@@ -16,6 +17,12 @@ from services.edge.manage.transactions import transactions_page
 from services.edge.worker import Worker
 
 LOW_BALANCE_NANO: Final = 1_000_000_000
+_TEXT_RATES: Final = {
+    "input": "input",
+    "cache_write": "cache_write_5m",
+    "cache_read": "cache_read",
+    "output": "output",
+}
 
 
 class AccountResource(Authenticated):
@@ -65,7 +72,7 @@ class TransactionsResource(Authenticated):
 
 class PricingResource:
     """`GET /api/pricing`: the prices in force of the models that are served, USD per million
-    tokens, without a key."""
+    tokens or, of generations, per million of each unit, without a key."""
 
     def __init__(self, worker: Worker) -> None:
         self._worker = worker
@@ -78,15 +85,9 @@ class PricingResource:
             [
                 {
                     "model": model.model,
-                    "category": "text",
+                    "category": model.kind,
                     "vendor": model.vendor,
-                    "rates": {
-                        "input_per_1m": _usd(model.classes.get("input")),
-                        "cache_write_per_1m": _usd(model.classes.get("cache_write_5m")),
-                        "cache_read_per_1m": _usd(model.classes.get("cache_read")),
-                        "output_per_1m": _usd(model.classes.get("output")),
-                        "currency": "USD",
-                    },
+                    "rates": {**_rates(model), "currency": "USD"},
                     "updated_at": iso(prices.effective_at),
                 }
                 for model in prices.book.models.values()
@@ -133,6 +134,12 @@ def _org(snapshot: Snapshot, key: Key) -> dict[str, str] | None:
     member = snapshot.members.get(key.member_id or "")
     role = member.role if member is not None else "owner"
     return {"id": account.id, "name": account.name, "role": role}
+
+
+def _rates(model: ModelPrice) -> dict[str, float | None]:
+    if model.kind == "text":
+        return {f"{name}_per_1m": _usd(model.classes.get(of)) for name, of in _TEXT_RATES.items()}
+    return {f"{name}_per_1m": _usd(price) for name, price in model.classes.items()}
 
 
 def _usd(nano: int | None) -> float | None:

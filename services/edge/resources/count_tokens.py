@@ -54,7 +54,7 @@ class CountTokensResource(Authenticated):
                 return False
             call = upstreams.call(x, channels[:1], path=PATH)
         except (Refusal, Failure) as ex:
-            if isinstance(ex, Failure) and ex.status == 400:
+            if isinstance(ex, Failure) and ex.native and ex.status == 400:
                 resp.status = ex.status
                 resp.data = ex.body
                 resp.content_type = "application/json"
