@@ -158,6 +158,7 @@ class Audit(Event, kw_only=True, tag="audit"):
     user_agent: Text = ""
 
 
+MOVEMENT_MAX_NANO: Final = 10**18  # a billion USD: what the books believe of one movement
 MOVEMENTS: Final = (
     "topup",
     "bonus",

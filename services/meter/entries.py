@@ -5,7 +5,15 @@ from typing import Final
 
 import msgspec
 
-from schemas.events import AnyEvent, Error, LeaseClosed, Request, Usage, WalletMovement
+from schemas.events import (
+    MOVEMENT_MAX_NANO,
+    AnyEvent,
+    Error,
+    LeaseClosed,
+    Request,
+    Usage,
+    WalletMovement,
+)
 from services.backends.bus.port import Message
 from services.core.prices import PriceVersion
 from services.meter.dead import (
@@ -21,7 +29,6 @@ from services.meter.rerate import Rerate
 
 _KNOWN_ACCOUNTS: Final = 100_000
 _REQUEST_MAX_NANO: Final = 10**16  # 10 million USD for one request is no price, it is a bug
-_MOVEMENT_MAX_NANO: Final = 10**18
 _MAX_I64: Final = 2**63 - 1
 
 
@@ -89,7 +96,7 @@ class EntryReader:
             self._check_request(event)
         elif isinstance(event, WalletMovement):
             self._check_account(event.account_id)
-            _check_amount(abs(event.amount_nano), _MOVEMENT_MAX_NANO)
+            _check_amount(abs(event.amount_nano), MOVEMENT_MAX_NANO)
         elif isinstance(event, LeaseClosed):
             self._check_account(event.account_id)
             _check_amount(event.events, _MAX_I64)

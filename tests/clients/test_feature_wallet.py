@@ -98,6 +98,7 @@ def test_a_debit_takes_idle_money_back_but_never_what_is_spent(stack, admin, acc
         ("topup", {"amount": 0}, "amount"),
         ("topup", {"amount": -5}, "amount"),
         ("topup", {"amount": 1e12}, "amount"),
+        ("topup", {"amount": 1_000_000_001}, "amount"),
         ("topup", {"amount": 1, "bonus": "yes"}, "bonus"),
         ("credit", {"amount": 1}, "note"),
         ("debit", {"amount": 1, "note": ""}, "note"),

@@ -5,12 +5,17 @@ import threading
 import pytest
 from sqlalchemy import select
 
-from schemas.events import MAX_NANO, WalletMovement, decode
+from schemas.events import MAX_NANO, MOVEMENT_MAX_NANO, WalletMovement, decode
 from services.backends.sql.budgets import Charge
 from services.backends.sql.engine import read
 from services.backends.sql.outbox import SqlOutbox
 from services.backends.sql.tables import sql_outbox, wallet_movement
-from services.backends.sql.wallets import InsufficientFunds, MovementConflict, patiently
+from services.backends.sql.wallets import (
+    InsufficientFunds,
+    MovementConflict,
+    WrongMovement,
+    patiently,
+)
 from tests.parts.postgres import database_url, engine  # noqa: F401
 from tests.parts.sql_world import INCARNATION, World, count, guard_limits
 
@@ -91,12 +96,30 @@ def test_a_debit_never_takes_what_is_spent_or_leased(world):
         ("chargeback", 1),
         ("correction", MAX_NANO + 1),
         ("topup", MAX_NANO),
+        ("topup", MOVEMENT_MAX_NANO + 1),
     ],
 )
 def test_wrong_movements_are_refused(world, movement, amount_nano):
-    with pytest.raises(ValueError, match=r"movement|moves|amount|holds"):
+    with pytest.raises(WrongMovement, match=r"movement|moves|amount"):
         world.wallets.move(world.account.id, movement, amount_nano)
     assert world.limits()["wallet"] == (1_000, 0, 0)
+
+
+@pytest.mark.parametrize("param", ["note", "external_id"])
+def test_a_movement_whose_event_the_books_would_not_take_is_refused(world, param):
+    with pytest.raises(WrongMovement) as caught:
+        world.wallets.move(world.account.id, "topup", 500, **{param: "x" * 1_001})
+    assert caught.value.param == param
+    assert world.limits()["wallet"] == (1_000, 0, 0)
+    world.wallets.move(world.account.id, "topup", 500, **{param: "x" * 1_000})
+    assert movements(world.engine)[-1].amount_nano == 500
+
+
+def test_a_wallet_holds_at_most_nine_billions(world):
+    for _ in range(8):
+        world.wallets.move(world.account.id, "topup", MOVEMENT_MAX_NANO)
+    with pytest.raises(WrongMovement, match="holds at most"):
+        world.wallets.move(world.account.id, "topup", MOVEMENT_MAX_NANO)
 
 
 def test_no_such_account(world):

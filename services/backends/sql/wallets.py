@@ -6,7 +6,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from sqlalchemy import Connection, Engine, Row, insert, select, update
 
-from schemas.events import MAX_NANO, MOVEMENTS, WalletMovement
+from schemas.events import MAX_NANO, MOVEMENT_MAX_NANO, MOVEMENTS, WalletMovement
 from services.backends.sql.catalog_ground import NotInCatalog
 from services.backends.sql.engine import database_now_us, now_us, write
 from services.backends.sql.outbox import SOURCE, append
@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 _CREDITS: Final = frozenset({"topup", "bonus", "admin_credit"})
 _DEBITS: Final = frozenset({"admin_debit", "chargeback"})
+_TEXT_MAX: Final = 1000  # characters of a note or an external id; events take little more
 _PATIENCE_S: Final = 2.0
 _PAUSE_S: Final = 0.1
 
@@ -34,6 +35,14 @@ class InsufficientFunds(Exception):
 
 class MovementConflict(Exception):
     """The external id belongs to another movement of this account: nothing was moved."""
+
+
+class WrongMovement(ValueError):
+    """No such movement can be made: `param` is what is wrong with it."""
+
+    def __init__(self, param: str, message: str) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class Wallets:
@@ -56,7 +65,7 @@ class Wallets:
 
         Idempotent by `external_id` when one is given. Raises NotInCatalog (no such account),
         InsufficientFunds (a debit never takes what is spent or leased), MovementConflict,
-        ValueError (unknown movement, or an amount that has not its sign)."""
+        WrongMovement (unknown, an amount that has not its sign or is too large, a long text)."""
         wanted = _Wanted(account_id, movement, amount_nano, external_id, note, actor)
         return write(self._engine, lambda connection: _move(connection, wanted))
 
@@ -129,7 +138,7 @@ class _Wanted(NamedTuple):
 def _move(connection: Connection, wanted: _Wanted, after_us: int = 0) -> str:
     """One movement; `after_us` orders those of one transaction."""
     account_id, movement, amount_nano, external_id, note, actor = wanted
-    _check(movement, amount_nano)
+    _check(wanted)
     wallet = _locked_wallet(connection, account_id)
     if external_id:
         done = _done(connection, wanted)
@@ -140,7 +149,7 @@ def _move(connection: Connection, wanted: _Wanted, after_us: int = 0) -> str:
     if amount_nano < 0 and free_nano + amount_nano < 0:
         raise InsufficientFunds(max(free_nano, 0), only_leased=unspent_nano + amount_nano >= 0)
     if wallet.limit_nano + amount_nano > MAX_NANO:
-        raise ValueError("a wallet holds at most 9 billion USD")
+        raise WrongMovement("amount", "a wallet holds at most 9 billion USD")
     connection.execute(
         update(limit_row)
         .where(limit_row.c.id == wallet.id)
@@ -174,15 +183,20 @@ def _done(connection: Connection, wanted: _Wanted) -> str | None:
     return str(done.id)
 
 
-def _check(movement: str, amount_nano: int) -> None:
+def _check(wanted: _Wanted) -> None:
+    """What the books would not take must not reach the wallet."""
+    movement, amount_nano = wanted.movement, wanted.amount_nano
     if movement not in MOVEMENTS:
-        raise ValueError(f"no such movement: {movement} ({', '.join(MOVEMENTS)})")
-    if amount_nano == 0 or abs(amount_nano) > MAX_NANO:
-        raise ValueError(f"a {movement} moves some money, at most 9 billion USD")
+        raise WrongMovement("movement", f"no such movement: {movement} ({', '.join(MOVEMENTS)})")
+    if amount_nano == 0 or abs(amount_nano) > MOVEMENT_MAX_NANO:
+        raise WrongMovement("amount", f"a {movement} moves some money, at most 1 billion USD")
     if movement in _CREDITS and amount_nano < 0:
-        raise ValueError(f"a {movement} adds money: its amount is positive")
+        raise WrongMovement("amount", f"a {movement} adds money: its amount is positive")
     if movement in _DEBITS and amount_nano > 0:
-        raise ValueError(f"a {movement} takes money: its amount is negative")
+        raise WrongMovement("amount", f"a {movement} takes money: its amount is negative")
+    for param in ("external_id", "note"):
+        if len(getattr(wanted, param)) > _TEXT_MAX:
+            raise WrongMovement(param, f"at most {_TEXT_MAX} characters")
 
 
 def _locked_wallet(connection: Connection, account_id: str) -> Row[Any]:

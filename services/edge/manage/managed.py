@@ -12,7 +12,7 @@ from schemas.errors import Code
 from services.backends.sql.catalog import AlreadyInCatalog, NotInCatalog
 from services.backends.sql.catalog_readers import wait_for_readers
 from services.backends.sql.outbox import Origin, coming_from
-from services.backends.sql.wallets import InsufficientFunds, MovementConflict
+from services.backends.sql.wallets import InsufficientFunds, MovementConflict, WrongMovement
 from services.core.access import credentials
 from services.core.errors import InvalidRequest, Refusal
 from services.core.ids import uuid7_text
@@ -136,5 +136,7 @@ def _translated(act: Callable[[Manager], T], manager: Manager) -> T:
         raise Refusal(Code.NOT_FOUND, f"not_found: {ex}") from ex
     except (AlreadyInCatalog, MovementConflict) as ex:
         raise Refusal(Code.CONFLICT, f"conflict: {ex}") from ex
+    except WrongMovement as ex:
+        raise InvalidRequest(f"{ex.param}: {ex}", param=ex.param) from ex
     except InsufficientFunds as ex:
         raise Refusal(Code.INSUFFICIENT_BALANCE, f"insufficient_balance: {ex}") from ex
