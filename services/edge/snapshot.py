@@ -4,7 +4,7 @@ again, of some accounts only when no more has changed.
 A worker whose poll fails keeps serving for `grace_s`, then refuses with 503: what it knows about
 revoked keys is too old to act on."""
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from services.edge.upstream import Target
 
 UNKNOWN_KEYS_MAX: Final = 10_000
 UNKNOWN_KEY_S: Final = 1.0
+LOOKUPS_MAX: Final = 50  # of unknown keys, in a second
 
 
 class _Derived:
@@ -102,6 +103,7 @@ class Snapshots:
         self._grace_s = grace_s
         self._confirmed_s = clock.monotonic_s()
         self._unknown: OrderedDict[str, float] = OrderedDict()
+        self._lookups: deque[float] = deque(maxlen=LOOKUPS_MAX)  # when the latest were made
         self._readings = self._shown = 0  # numbers of the last reading begun and the one in use
         self._view = View(catalog.snapshot(clock.now_us()), trusted_proxies)
 
@@ -147,17 +149,24 @@ class Snapshots:
         self._unknown.clear()
 
     def missing(self, secret_sha256: str) -> None:
-        """A key that the view does not hold may be seconds old: asks the centre once, and
-        remembers a no for a second so that wrong keys do not become database load."""
+        """A key that the view does not hold may be a moment old: asks the centre once, and
+        remembers a no for a second. Of a flood of wrong keys only so many a second become database
+        load; a new one is then known with the next poll."""
         now_s = self._clock.monotonic_s()
         if self._unknown.get(secret_sha256, -UNKNOWN_KEY_S) + UNKNOWN_KEY_S > now_s:
             return
-        if self._threads.apply(self._catalog.key_by_sha256, (secret_sha256,)) is not None:
-            self._reload()
+        lookups = self._lookups
+        if len(lookups) == LOOKUPS_MAX and lookups[0] + UNKNOWN_KEY_S > now_s:
             return
-        self._unknown[secret_sha256] = now_s
-        if len(self._unknown) > UNKNOWN_KEYS_MAX:
-            self._unknown.popitem(last=False)
+        lookups.append(now_s)
+        found = self._threads.apply(self._catalog.key_by_sha256, (secret_sha256,))
+        # A key that died long ago is in no view: reading all again would not bring it.
+        if found is not None and found.status == "active":
+            self._reload()
+        if secret_sha256 not in self._view.snapshot.keys:
+            self._unknown[secret_sha256] = now_s
+            if len(self._unknown) > UNKNOWN_KEYS_MAX:
+                self._unknown.popitem(last=False)
 
 
 def _credential_line(channel: Channel) -> bytes:

@@ -6,7 +6,7 @@ from sqlalchemy import select, update
 
 from schemas.config import Group
 from services.backends.sql.budgets import KeyNotActive
-from services.backends.sql.catalog import AlreadyInCatalog, NotInCatalog
+from services.backends.sql.catalog import KEPT_US, AlreadyInCatalog, NotInCatalog
 from services.backends.sql.engine import read, write
 from services.backends.sql.tables import catalog_version, lease, limit_row
 from services.core.errors import InvalidRequest
@@ -210,6 +210,16 @@ def test_a_sub_key_ends_with_its_parent(catalog, world, parent):
     catalog.revoke_key(parent.id)
     assert held(catalog, child.id).status == "revoked"
     assert catalog.key(child.id).status == "revoked"
+
+
+def test_a_sub_key_does_not_come_back_when_its_dead_parent_is_forgotten(catalog, world, parent):
+    """Its own time is not over; what it may is only known with its parent."""
+    child, _ = catalog.create_key(world.account.id, "child", parent_id=parent.id)
+    catalog.update_key(parent.id, expires_at=NOW)
+    assert held(catalog, child.id).expires_at == NOW
+    catalog.update_key(child.id, name="still there")
+    later = catalog.snapshot(NOW + KEPT_US + 1).keys.values()
+    assert not {parent.id, child.id} & {key.id for key in later}
 
 
 def test_a_sub_key_has_no_sub_keys(catalog, world, parent):

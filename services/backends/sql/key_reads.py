@@ -27,12 +27,15 @@ def keys_where(connection: Connection, *conditions: Any) -> list[Key]:
 
 
 def holding(found: Iterable[Key], members: Mapping[str, Member]) -> list[Key]:
-    """The keys with what they inherit from parents (which must be among them) and members."""
+    """The keys with what they inherit from parents and members. A sub-key whose
+    parent is not among them is none: what it may would not be known."""
     by_id = {key.id: key for key in found}
     held: list[Key] = []
     for key in by_id.values():
-        parent = by_id.get(key.parent_id or "")
-        if parent is not None:
+        if key.parent_id is not None:
+            parent = by_id.get(key.parent_id)
+            if parent is None:
+                continue
             key = inherited(key, parent)
         member = members.get(key.member_id or "")
         if member is not None:
