@@ -12,6 +12,7 @@ from services.core.money import exact_usd
 
 _US: Final = 1_000_000
 _NANO_PER_CENT: Final = 10_000_000
+_ORDER: Final = ("key_quota", "member_quota", "member_model", "wallet")
 _QUOTAS: Final = {
     "member_quota": "the member's allotment",
     "member_model": "the member's cap for this model",
@@ -44,13 +45,15 @@ class WindowFull(Refusal):
 
 def refusal(failing: Sequence[LimitFailure], quota_limit_id: str, now_us: int) -> Refusal:
     """For a hold that does not fit `failing`. `quota_limit_id` is the key's own quota: another
-    one is its parent's. Of several windows the one that has room last counts, of several quotas
-    the key's own."""
+    one is its parent's. Of several windows the one that has room last counts; of the rest the first
+    of the key's quota, its parent's, the allotment, the model's cap, the wallet."""
     windows = [each for each in failing if each.is_window]
     if windows:
         last = max(windows, key=lambda each: (each.fits_at is None, each.fits_at or 0))
         return WindowFull(_window_message(last), last, now_us)
-    first = min(failing, key=lambda each: (each.kind == "wallet", each.limit_id != quota_limit_id))
+    first = min(
+        failing, key=lambda each: (_ORDER.index(each.kind), each.limit_id != quota_limit_id)
+    )
     code = Code.INSUFFICIENT_BALANCE if first.kind == "wallet" else Code.QUOTA_EXCEEDED
     message = (
         f"{code}: {_name(first, quota_limit_id)} has ${exact_usd(_left_nano(first))} left and "

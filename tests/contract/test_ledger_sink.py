@@ -289,6 +289,17 @@ def test_poison_of_each_kind_dies_and_its_neighbours_are_booked(books):
     books.check()
 
 
+def test_a_copy_of_what_was_booked_is_a_duplicate_at_any_age(books):
+    log = Log(books.sink())
+    story = _story(books)
+    log.feed(story)
+    before = books.state()
+    later = [m._replace(timestamp_us=now_us() + 500 * 86_400 * 1_000_000) for m in log.add(story)]
+    log.sink.handle(0, later)
+    assert books.dead() == []
+    assert books.state() == before
+
+
 def test_dead_usage_keeps_its_money_leased(books):
     account = books.account(10)
     lease = books.lease(account, 2 * USD)

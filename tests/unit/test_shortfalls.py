@@ -37,6 +37,17 @@ def test_of_several_quotas_the_keys_own_is_told():
     assert "the key's quota" in refusal(both, "own", NOW).message
 
 
+def test_the_rest_are_told_in_the_order_of_the_page():
+    """However their ids are sorted."""
+    kinds = [("wallet", "a"), ("member_model", "b"), ("member_quota", "c"), ("key_quota", "own")]
+    told = [
+        refusal([failing(kind, limit_id=name) for kind, name in kinds[at:]], "own", NOW).message
+        for at in range(4)
+    ] + [refusal([failing(kind, limit_id=name) for kind, name in kinds[:3]], "own", NOW).message]
+    assert all("the key's quota" in message for message in told[:4])
+    assert "the member's allotment" in told[4]
+
+
 @pytest.mark.parametrize(
     ("kind", "limit_id", "name"),
     [
