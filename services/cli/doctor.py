@@ -1,5 +1,6 @@
 """`tollgate doctor`: what is wrong with this installation, in one look."""
 
+import http.client
 import shutil
 import sys
 import urllib.error
@@ -13,16 +14,23 @@ import click
 from schemas.config import Config
 from schemas.events import TOPIC
 from services.backends import price_files, settings
+from services.backends.clock import SystemClock
 from services.backends.heartbeat import alive
 from services.backends.http.private_client import PrivateClient, is_healthy
 from services.backends.query_client import QueryClient
 from services.backends.sql import migrate
 from services.backends.sql.catalog import Catalog
-from services.backends.sql.engine import open_engine
+from services.backends.sql.engine import (
+    DatabaseUnavailable,
+    database_now_us,
+    open_engine,
+    read,
+)
 from services.cli.context import Cli, Command, table
 from services.cli.demo import base_url
-from services.cli.ground import file_system, make_folder
+from services.cli.ground import file_system, make_folder, require_port
 from services.cli.installation import channels
+from services.core.windows import SLACK_US, clock_off_us
 from services.meter.bootstrap import open_bus
 
 _FREE_BYTES_MIN: Final = 2 * 1024**3
@@ -81,6 +89,45 @@ def _database(config: Config) -> str:
     return f"revision {revision}, catalog version {catalog.version()}"
 
 
+def _clock(config: Config) -> str:
+    """A worker whose clock is further off the database's gets no money."""
+    clock = SystemClock()
+    try:
+        engine = open_engine(config.database.url, Path(config.data_dir))
+        read(engine, database_now_us)  # connected: the next one takes no time
+        before_us = clock.now_us()
+        now_us = read(engine, database_now_us)
+        off_us = clock_off_us(before_us, now_us, clock.now_us())
+    except (DatabaseUnavailable, OSError):
+        return "unknown, for the database does not answer"
+    if abs(off_us) > SLACK_US:
+        raise Finding(
+            f"{off_us / 1e6:+.1f} s off the database's: the workers of this host get no money"
+        )
+    return "agrees with the database's"
+
+
+def _port(config: Config) -> str:
+    """The edge's: free, or its own."""
+    host, port = config.edge.host, config.edge.port
+    try:
+        with urllib.request.urlopen(base_url(config) + "/healthz", timeout=3) as reply:  # noqa: S310 - our own address
+            server = reply.headers.get("server")
+    except urllib.error.HTTPError as ex:
+        server = ex.headers.get("server")
+    except http.client.HTTPException:
+        server = None
+    except OSError:
+        try:
+            require_port(host, port)
+        except click.ClickException as ex:
+            raise Finding(ex.format_message()) from ex
+        return f"port {port} of {host} is free"
+    if server != "tollgate":
+        raise Finding(f"another program listens on port {port} of {host}")
+    return f"port {port} of {host} is the edge's"
+
+
 def _bus(config: Config) -> str:
     bus = open_bus(config)
     try:
@@ -119,8 +166,9 @@ def _batch(config: Config) -> str:
 def _edge(config: Config) -> str:
     url = base_url(config) + "/readyz"
     try:
-        with urllib.request.urlopen(url, timeout=3):  # noqa: S310 - our own address
-            return f"{base_url(config)} is ready"
+        with urllib.request.urlopen(url, timeout=3) as reply:  # noqa: S310 - our own address
+            ours = reply.headers.get("server") == "tollgate"
+            return f"{base_url(config)} is {'ready' if ours else 'not ours'}"
     except urllib.error.HTTPError as ex:
         raise Finding(f"{url}: {ex.read(300).decode('utf-8', 'replace')}") from ex
     except OSError:
@@ -135,6 +183,8 @@ _CHECKS: Final[dict[str, Callable[[Config], str]]] = {
     "prices": _prices,
     "channels": _channels,
     "database": _database,
+    "clock": _clock,
+    "port": _port,
     "bus": _bus,
     "roles": _roles,
     "queries": _queries,
@@ -146,8 +196,8 @@ _CHECKS: Final[dict[str, Callable[[Config], str]]] = {
 @click.command(cls=Command)
 @click.pass_obj
 def doctor(cli: Cli) -> None:
-    """Checks configuration, folder, database, bus, queries, batch and edge. Exit code 1 when one is
-    wrong."""
+    """Checks folder, disk, secrets, prices, channels, database, clock, port, bus and what runs.
+    Exit code 1 when one is wrong."""
     config = cli.config()
     found = []
     for name, check in _CHECKS.items():

@@ -40,6 +40,11 @@ def counted_at(occurred_at: int, granted_at: int, now_us: int) -> int:
     return min(max(occurred_at, granted_at), now_us)
 
 
+def clock_off_us(before_us: int, now_us: int, after_us: int) -> int:
+    """How far a clock is off the database's at least: that was read between two readings of it."""
+    return min(max(now_us, before_us), after_us) - now_us
+
+
 def added(
     buckets: Buckets, window_us: int, spends: Iterable[tuple[int, int]], now_us: int
 ) -> Buckets:

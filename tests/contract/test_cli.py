@@ -8,11 +8,14 @@ import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from unittest.mock import patch
+from unittest.mock import Mock, patch
 
 import pytest
 
+from services.backends.clock import SystemClock
 from services.cli.main import COMMANDS, main
+from tests.parts.raw_upstream import RawUpstream
+from tests.parts.stack import free_port
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures"]
 
@@ -184,15 +187,28 @@ def test_usage_and_sql_open_the_files_when_nothing_runs(here, chdb_folder):
     assert "there is no account 'bob'" in here.refused("usage", "--account", "bob")
 
 
-def test_the_doctor_finds_what_is_wrong(here, tmp_path):
+def test_the_doctor_finds_what_is_wrong(here):
+    def wrong(**environment):
+        done = here.run("doctor", "--json", **environment)
+        found = {each["check"]: each["detail"] for each in json.loads(done.stdout)}
+        bad = [each["check"] for each in json.loads(done.stdout) if not each["ok"]]
+        assert done.returncode == (1 if bad else 0)
+        return {name: found[name] for name in bad}
+
     # Its edge check looks at a port that may be somebody else's: another one is asked for.
-    found = {each["check"]: each for each in here.json("doctor", TOLLGATE_EDGE__PORT="1")}
-    assert all(each["ok"] for each in found.values()), found
-    broken = {"TOLLGATE_EDGE__PORT": "1", "TOLLGATE_DATABASE__URL": "sqlite:////dev/null/x.db"}
-    done = here.run("doctor", "--json", **broken)
-    assert done.returncode == 1
-    wrong = [each["check"] for each in json.loads(done.stdout) if not each["ok"]]
-    assert wrong == ["database"]
+    port = {"TOLLGATE_EDGE__PORT": str(free_port())}
+    assert wrong(**port) == {}
+    assert list(wrong(TOLLGATE_DATABASE__URL="sqlite:////dev/null/x.db", **port)) == ["database"]
+    ahead = Mock(now_us=lambda: SystemClock().now_us() + 5_000_000)
+    with patch("services.cli.doctor.SystemClock", return_value=ahead):
+        told = wrong(**port)
+    assert list(told) == ["clock"]
+    assert "+5.0 s off the database's" in told["clock"]
+    stranger = RawUpstream(lambda peer: peer.request() and peer.send(b"HTTP/1.1 200 OK\r\n\r\n"))
+    told = wrong(TOLLGATE_EDGE__PORT=str(stranger.port))
+    stranger.stop()
+    assert "another program" in told["port"]
+    assert "cannot listen" in wrong(TOLLGATE_EDGE__HOST="192.0.2.1", **port)["port"]
 
 
 def test_every_command_explains_itself(here):

@@ -52,7 +52,7 @@ from services.backends.sql.lease_writes import (
 from services.backends.sql.settlement import Tally
 from services.backends.sql.tables import incarnation, lease
 from services.core.budgets import LimitFailure, LimitState, Shortfall, grant_nano
-from services.core.windows import SLACK_US
+from services.core.windows import SLACK_US, clock_off_us
 
 __all__ = [
     "Budgets",
@@ -232,7 +232,7 @@ class Budgets:
         after_us = self._clock.now_us()
         if row is None or row.state != "open":
             raise IncarnationNotOpen(f"{incarnation_id}: {row.state if row else 'unknown'}")
-        off_us = _off_us(before_us, row.now, after_us)
+        off_us = clock_off_us(before_us, row.now, after_us)
         if abs(off_us) > SLACK_US:
             raise ClockOff(off_us)
 
@@ -265,7 +265,7 @@ class Budgets:
             )
         else:
             reply = read(self._engine, lambda connection: sync_reply(connection, incarnation_id))
-        off_us = _off_us(before_us, reply.now, self._clock.now_us())
+        off_us = clock_off_us(before_us, reply.now, self._clock.now_us())
         return msgspec.structs.replace(reply, clock_off=abs(off_us) > SLACK_US)
 
     # -- settlement, in the ledger's transaction --------------------------------------------
@@ -319,11 +319,6 @@ def _report(
         ],
     )
     return sync_reply(connection, incarnation_id)
-
-
-def _off_us(before_us: int, now_us: int, after_us: int) -> int:
-    """How far our clock is off the database's at least: it was read between our two readings."""
-    return min(max(now_us, before_us), after_us) - now_us
 
 
 def _leased(state: LimitState, amount_nano: int) -> LimitState:
