@@ -27,7 +27,7 @@ from services.backends.outbox_files import (
 from services.backends.telemetry import get_logger, metric
 from services.meter.reaper import Budgets
 from services.meter.relay_figures import RelayFigures
-from services.meter.relay_send import dead_row, send_all
+from services.meter.relay_send import damaged_row, dead_row, send_all
 from services.meter.relay_source import Source, position_of
 from services.meter.relay_sql import SqlLoop, SqlOutbox
 from services.meter.relay_store import BALLAST_BYTES, RelayStore, StoreFull
@@ -187,10 +187,7 @@ class Relay:
         damaged = [row for row in rows if not row.intact]
         records = [Record(row.partition_key, row.body) for row in rows if row.intact]
         now_us = self._clock.now_us()
-        dead = [
-            dead_row(name, row.seq, "checksum", Record(row.partition_key, row.body), now_us)
-            for row in damaged
-        ]
+        dead = [damaged_row(name, row, now_us) for row in damaged]
         if damaged:
             metric("tollgate_outbox_corrupt_total").labels("row").inc(len(damaged))
             self._log.critical(

@@ -6,8 +6,9 @@ import msgspec
 
 from schemas.events import TOPIC
 from services.backends.bus.port import Producer, Record, RecordTooLarge
+from services.backends.outbox_files import Row
 from services.backends.telemetry import get_logger, metric
-from services.meter.relay_store import Dead
+from services.meter.relay_store import Beside, Dead
 
 
 class Facts(msgspec.Struct):
@@ -45,3 +46,10 @@ def dead_row(incarnation: str, seq: int, reason: str, record: Record, now_us: in
     except msgspec.MsgspecError:
         event_id = ""
     return Dead(incarnation, seq, event_id, reason, record.key, record.value, now_us)
+
+
+def damaged_row(incarnation: str, row: Row, now_us: int) -> Dead:
+    """What is kept of a row whose bytes are not those that were written."""
+    beside = Beside(row.kind, row.request_id, row.lease_id, row.lease_seq)
+    dead = dead_row(incarnation, row.seq, "checksum", Record(row.partition_key, row.body), now_us)
+    return dead._replace(beside=msgspec.json.encode(beside).decode())

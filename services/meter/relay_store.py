@@ -4,6 +4,7 @@ Losing it costs repeats, never an event; what it keeps of a dead incarnation's o
 by the reaper. One process at a time (the relay's guard) uses it.
 """
 
+import contextlib
 import sqlite3
 import zlib
 from collections.abc import Sequence
@@ -26,18 +27,20 @@ CREATE TABLE IF NOT EXISTS position (
 CREATE TABLE IF NOT EXISTS dead (
     id INTEGER PRIMARY KEY, incarnation TEXT NOT NULL, seq INTEGER NOT NULL, event_id TEXT NOT NULL,
     reason TEXT NOT NULL, partition_key TEXT NOT NULL, body BLOB NOT NULL, at INTEGER NOT NULL,
-    UNIQUE (incarnation, seq, event_id)
+    beside TEXT NOT NULL DEFAULT '', UNIQUE (incarnation, seq, event_id)
 );
 CREATE TABLE IF NOT EXISTS dismissed (id INTEGER PRIMARY KEY);  -- of dead, by people
 """
+
+_WIDEN: Final = "ALTER TABLE dead ADD COLUMN beside TEXT NOT NULL DEFAULT ''"
 
 _ADVANCE: Final = """
 INSERT INTO position (incarnation, seq, event_id) VALUES (?, ?, ?)
 ON CONFLICT (incarnation) DO UPDATE SET seq = excluded.seq, event_id = excluded.event_id
 """
 _ADD_DEAD: Final = """
-INSERT OR IGNORE INTO dead (incarnation, seq, event_id, reason, partition_key, body, at)
-VALUES (?, ?, ?, ?, ?, ?, ?)
+INSERT OR IGNORE INTO dead (incarnation, seq, event_id, reason, partition_key, body, at, beside)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?)
 """
 
 _COUNT_DEAD: Final = """
@@ -53,7 +56,8 @@ class Position(NamedTuple):
 
 
 class Dead(NamedTuple):
-    """A row that cannot be sent. `reason`: checksum | too_large. `seq` 0: from the SQL outbox."""
+    """A row that cannot be sent. `reason`: checksum | too_large. `seq` 0: from the SQL outbox.
+    `beside`: of damaged bytes, what the outbox says of them beside (`Beside` as JSON)."""
 
     incarnation: str
     seq: int
@@ -62,6 +66,16 @@ class Dead(NamedTuple):
     partition_key: str
     body: bytes
     at: int  # microseconds
+    beside: str = ""
+
+
+class Beside(msgspec.Struct):
+    """What an outbox says of an event beside its bytes."""
+
+    kind: str
+    request_id: str
+    lease_id: str
+    lease_seq: int
 
 
 class StoreFull(Exception):
@@ -81,8 +95,16 @@ class RelayStore:
         self._connection.execute("PRAGMA synchronous = FULL")
         self._connection.execute("PRAGMA wal_autocheckpoint = 50")
         self._connection.executescript(_DDL)
+        self._widen()
         self._ballast = Ballast(folder / BALLAST, ballast_bytes)
         self.keep_ballast()
+
+    def _widen(self) -> None:
+        """A file of a version before has no column `beside`."""
+        columns = [each[1] for each in self._connection.execute("PRAGMA table_info(dead)")]
+        if "beside" not in columns:
+            with contextlib.suppress(sqlite3.OperationalError):  # another process has just done it
+                self._connection.execute(_WIDEN)
 
     def keep_ballast(self) -> None:
         """Reserves the ballast again once there is space."""
@@ -125,8 +147,8 @@ class RelayStore:
         return [
             Dead(*row)
             for row in self._connection.execute(
-                "SELECT incarnation, seq, event_id, reason, partition_key, body, at FROM dead"
-                " ORDER BY id"
+                "SELECT incarnation, seq, event_id, reason, partition_key, body, at, beside"
+                " FROM dead ORDER BY id"
             )
         ]
 

@@ -21,6 +21,7 @@ from services.core.prices import Overrides, PriceBook
 from services.meter.dead import TimeLimits
 from services.meter.dead_repair import AlreadyClosed, DeadRepair, StillDead
 from services.meter.relay_store import Dead, RelayStore
+from tests.faults.test_relay import flip_bit
 from tests.parts.books import MODEL, USD, Books, now_us, record, records
 from tests.parts.postgres import database_url  # noqa: F401
 
@@ -464,4 +465,43 @@ def test_the_list_tells_what_waits_and_what_the_relay_could_not_send(plant, monk
     store = RelayStore(plant.folder)
     assert store.dead_counts() == {"too_large": 1}, "the one that was sent after all"
     store.close()
+    books.check()
+
+
+def test_rows_damaged_on_disk_are_dismissed_and_their_money_returns(plant, monkeypatch):
+    books = plant.books
+    account_id = books.account(10)
+    one, two = books.lease(account_id, 2 * USD), books.lease(account_id, USD)
+    ended, begun, never, other = one.pair(), one.pair(), one.request(), two.pair()
+    closed = [one.close(), two.close()]
+    plant.write([*ended, *begun, never, *other, *closed])
+    name, path = books.incarnation, plant.folder / f"{books.incarnation}-000001.db"
+    plant.outbox.close()
+    for damaged in (ended[1], begun[0], never, closed[1]):
+        flip_bit(path, encode(damaged)[:60])
+    flip_bit(path, f'"event_id":"{name}:closed"'.encode())
+    plant.catch_up()
+    found = _said(plant, monkeypatch, "list", "--reason", "checksum")
+    assert len(found) == 5
+    paid_nano = begun[1].charged_nano + other[1].charged_nano
+    assert books.limits()["wallet", account_id][2] == 3 * USD - paid_nano
+
+    refused = _said(plant, monkeypatch, "dismiss", "--all", exit_code=1)
+    assert [each["result"][:17] for each in refused].count("refused: its work") == 1
+    plant.catch_up()  # what stands for the worker's last word has come
+    done = _said(plant, monkeypatch, "dismiss", "--all")
+    assert [each["result"] for each in done] == ["dismissed"]
+    plant.catch_up()
+    assert books.limits()["wallet", account_id] == (10 * USD, paid_nano, 0)
+    assert {state for *_, state in books.leases().values()} == {"closed"}
+    outcomes = {row.request_id: row.outcome for row in books.rows(settlement)}
+    assert outcomes == {
+        ended[0].request_id: "abandoned",
+        begun[0].request_id: "completed",
+        never.request_id: "abandoned",
+        other[0].request_id: "completed",
+    }
+    assert books.dead() == []
+    report = plant.reconcile()
+    assert report.exit_code == 0, report.text()
     books.check()
