@@ -49,11 +49,19 @@ class Journal:
         if not self._entries:
             self._loop.run_callback(self._flush)
         self._entries.append(entry)
-        entry.waiter.get()
+        try:
+            entry.waiter.get()
+        except BaseException:
+            # Killed before it was written: nobody would know of the event, so it must not be.
+            if entry in self._entries:
+                self._entries.remove(entry)
+            raise
 
     def _flush(self) -> None:
         """In the hub, once per turn: must not raise or wait."""
         entries, self._entries = self._entries, []
+        if not entries:
+            return
         try:
             self._append([entry.event for entry in entries])
         except DiskFull:
