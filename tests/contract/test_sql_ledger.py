@@ -5,6 +5,7 @@ import threading
 import pytest
 from sqlalchemy import func, select
 
+from services.backends.sql import outbox
 from services.backends.sql.engine import read, write
 from services.backends.sql.ledger import (
     AppliedRow,
@@ -16,7 +17,14 @@ from services.backends.sql.ledger import (
     Unbalanced,
     body_hash,
 )
-from services.backends.sql.tables import applied, balance, dead_event, posting, settlement
+from services.backends.sql.tables import (
+    applied,
+    balance,
+    dead_event,
+    posting,
+    settlement,
+    sql_outbox,
+)
 from services.core.ledger import Posting
 from tests.parts.postgres import database_url, engine  # noqa: F401
 from tests.parts.sql_world import count
@@ -259,3 +267,29 @@ def test_a_dead_event_is_kept_as_it_was_read(engine, store):  # noqa: F811
     assert read(engine, lambda c: store.is_dead(c, "e1", b"\x00\xff{"))
     assert not read(engine, lambda c: store.is_dead(c, "e1", b"{"))
     assert not read(engine, lambda c: store.is_dead(c, "e2", b"\x00\xff{"))
+
+
+def test_of_what_was_shipped_the_books_newest_rows_stay(engine, store, monkeypatch):  # noqa: F811
+    """What the books do not have stays whatever its age: reconciliation asks for it."""
+    monkeypatch.setattr(outbox, "KEPT", 5)
+    monkeypatch.setattr(outbox, "TRIM_EVERY", 2)
+    for number in range(20):
+        subject = f"key_{number}"
+        write(engine, lambda c, s=subject: outbox.audit(c, "key.create", s, "me", {}))
+    relay = outbox.SqlOutbox(engine)
+    rows = relay.unshipped(100)
+    take(engine, store, *(AppliedRow(row.event_id, "h", row.id) for row in rows[1:]))
+    relay.mark_shipped([row.id for row in rows[:12]])
+    left = [row.id for row in rows]
+
+    def stored():
+        query = select(sql_outbox.c.id).order_by(sql_outbox.c.id)
+        return list(read(engine, lambda c: c.execute(query)).scalars())
+
+    assert stored() == left[:1] + left[5:], "so many at a time"
+    relay.mark_shipped([row.id for row in rows[12:]])
+    assert stored() == left[:1] + left[9:]
+    relay.mark_shipped([rows[-1].id])
+    relay.mark_shipped([rows[-1].id])
+    assert stored() == left[:1] + left[14:], "all that is due"
+    assert relay.unshipped(100) == []

@@ -6,14 +6,16 @@ from contextvars import ContextVar
 from typing import Final, NamedTuple
 
 import msgspec
-from sqlalchemy import BigInteger, Connection, Engine, insert, not_, select, update
+from sqlalchemy import BigInteger, Connection, Engine, delete, insert, not_, select, update
 
 from schemas.events import AnyEvent, Audit, encode
 from services.backends.sql.bulk import rows_as_table
 from services.backends.sql.engine import database_now_us, read, write
-from services.backends.sql.tables import sql_outbox
+from services.backends.sql.tables import applied, sql_outbox
 from services.core.ids import new_id
 
+KEPT: Final = 100_000  # rows
+TRIM_EVERY: Final = 1_000
 SOURCE = "sql"
 NO_ACCOUNT = "-"  # the account of an event that belongs to none
 _NEW = insert(sql_outbox)  # built once: building a statement costs as much time as running it
@@ -62,7 +64,8 @@ class SqlOutbox:
         )
 
     def mark_shipped(self, ids: Sequence[int]) -> None:
-        """The bus has them; repeating it is harmless."""
+        """The bus has them; repeating it is harmless. Now and then the oldest rows that the books
+        have are deleted: the newest `KEPT` stay for reconciliation."""
         if not ids:
             return
 
@@ -74,8 +77,27 @@ class SqlOutbox:
                 .where(sql_outbox.c.id.in_(select(done.c.id)))
                 .values(shipped=True)
             )
+            if any(each % TRIM_EVERY == 0 for each in ids):
+                _trim(connection, max(ids) - KEPT)
 
         write(self._engine, mark)
+
+
+def _trim(connection: Connection, below: int) -> None:
+    """A bounded number of rows: where there are many more the next times do the rest."""
+    old = (
+        select(sql_outbox.c.id)
+        .join(applied, applied.c.event_id == sql_outbox.c.event_id)
+        .where(sql_outbox.c.shipped, sql_outbox.c.id < below)
+        .order_by(sql_outbox.c.id)
+        .limit(2 * TRIM_EVERY)
+    )
+    ids = connection.execute(old).scalars().all()
+    if not ids:
+        return
+    kinds = {"id": BigInteger()}
+    gone = rows_as_table(connection, "gone", kinds, [[each] for each in ids])
+    connection.execute(delete(sql_outbox).where(sql_outbox.c.id.in_(select(gone.c.id))))
 
 
 def append(connection: Connection, event: AnyEvent) -> None:
