@@ -270,6 +270,9 @@ def test_free_routes_never_count(stack):
             assert request(stack.port, "GET", path, key=key).status == 200, path
         counted = request(stack.port, "POST", "/v1/messages/count_tokens", key=key, body=count)
         assert counted.status == 200
+        for path, body in (("query", b'{"task_id":"task_none"}'), ("cancel/task_none", b"{}")):
+            asked = request(stack.port, "POST", f"/v1/tasks/{path}", key=key, body=body)
+            assert (asked.status, asked.json()["error"]["code"]) == (404, "task_not_found"), path
     over = post(stack, "anthropic", key, stream=True)
     assert over.json()["error"]["message"].startswith("concurrency_limit")
     held.close()
