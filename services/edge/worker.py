@@ -10,7 +10,7 @@ from services.backends import lifecycle, telemetry
 from services.backends.clock import Clock
 from services.backends.heartbeat import alive
 from services.backends.http.private_client import PrivateClient, is_healthy
-from services.backends.outbox import Outbox, Sealed
+from services.backends.outbox import DiskFull, Outbox, OutboxFailed, Sealed
 from services.backends.query_client import QueryClient
 from services.backends.sql.accounts import Accounts
 from services.core.access import REVOKED, is_revoked
@@ -166,6 +166,10 @@ class Worker:
             missing.append("stopping")
         if not self.snapshots.fresh:
             missing.append("database")
+        try:
+            self.outbox.require_space()
+        except (DiskFull, OutboxFailed) as ex:
+            missing.append(str(ex))
         # On Kafka the ledger sink may run on another machine; the relay is always here.
         roles = ("relay", "ledger") if self.config.bus.kind == "local" else ("relay",)
         missing += [f"{role} not running" for role in roles if not alive(self.config, role)]

@@ -6,14 +6,18 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from schemas import config as schema
 from services.backends.clock import SystemClock
+from services.backends.heartbeat import Heartbeat
 from services.backends.outbox import DiskFull, Outbox, OutboxFailed
 from services.backends.outbox_files import IncarnationFiles
 from services.backends.outbox_seal import seal
+from services.backends.settings import load
+from services.edge.worker import Worker
 from services.meter.relay import Relay
 from services.meter.relay_store import BALLAST_BYTES, RelayStore
 from tests.parts.outbox_worker import request, settings, usage
@@ -112,6 +116,25 @@ def test_admission_comes_back_with_the_space(small_disk, tmp_path, monkeypatch):
     assert outbox.last_seq == admitted + 1
     assert ballast.exists()
     assert len(events_on(config)) == admitted
+
+
+def test_a_worker_that_can_record_nothing_is_not_ready(tmp_path, monkeypatch):
+    monkeypatch.setattr("services.backends.outbox._SPACE_CHECK_S", 0.0)
+    outbox = make(tmp_path, max_bytes=10**6)
+    config = load(None, {}, data_dir=str(tmp_path), bus__kind="kafka")
+    worker = SimpleNamespace(
+        config=config, outbox=outbox, stopping=False, snapshots=SimpleNamespace(fresh=True)
+    )
+    heartbeat = Heartbeat(config, "relay")
+    heartbeat.beat()
+    assert Worker.not_ready(worker) == []
+    (tmp_path / "large").write_bytes(bytes(10**6))
+    outbox.sync()
+    assert Worker.not_ready(worker) == ["the outbox is full"]
+    (tmp_path / "large").unlink()
+    outbox.sync()
+    assert Worker.not_ready(worker) == []
+    heartbeat.stop()
 
 
 def test_a_dead_worker_on_a_full_disk_can_be_sealed(small_disk):
