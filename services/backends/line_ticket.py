@@ -31,6 +31,11 @@ class Ticket(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     body_sha256: str
     exp: int
 
+    def require_body(self, body: bytes) -> None:
+        """Raises NotATicket unless it is for a request of `body`."""
+        if self.body_sha256 != hashlib.sha256(body).hexdigest():
+            raise NotATicket("it is for another request")
+
 
 class NotATicket(Exception):
     """The header is malformed, forged, over, or for another request."""
@@ -48,8 +53,9 @@ class Tickets:
         body = base64.urlsafe_b64encode(msgspec.json.encode(ticket)).rstrip(b"=")
         return f"{body.decode()}.{self._mac(body)}"
 
-    def verify(self, header: str, path: str, body: bytes, now_us: int) -> Ticket:
-        """The ticket in `header` for a request of `body` to `path`. Raises NotATicket."""
+    def verify(self, header: str, path: str, now_us: int) -> Ticket:
+        """The ticket in `header` for a request to `path`, before its body is read. Raises
+        NotATicket."""
         if len(header) > _MAX_CHARS or not header.isascii():
             raise NotATicket("it is malformed")
         text, _, mac = header.encode().partition(b".")
@@ -61,7 +67,7 @@ class Tickets:
             raise NotATicket("it is malformed") from ex
         if found.exp <= now_us:
             raise NotATicket("it has expired")
-        if found.path != path or found.body_sha256 != hashlib.sha256(body).hexdigest():
+        if found.path != path:
             raise NotATicket("it is for another request")
         return found
 

@@ -41,13 +41,21 @@ class Lines:
         self._clock = clock
         self._incarnation = incarnation
 
-    def ticket(self, environ: Mapping[str, Any], body: bytes) -> Ticket:
-        """The ticket of a request that has one. Raises Refusal."""
+    def ticket(self, environ: Mapping[str, Any]) -> Ticket:
+        """The ticket of a request that has one, before its body is read. Raises Refusal."""
         try:
-            path, now_us = environ["PATH_INFO"], self._clock.now_us()
-            return self._tickets.verify(environ[ENVIRON], path, body, now_us)
+            return self._tickets.verify(
+                environ[ENVIRON], environ["PATH_INFO"], self._clock.now_us()
+            )
         except NotATicket as ex:
-            raise Refusal(Code.INVALID_API_KEY, f"this ticket of a batch is not good: {ex}") from ex
+            raise _not_good(ex) from ex
+
+    def require_body(self, ticket: Ticket, body: bytes) -> None:
+        """Raises Refusal unless the ticket is for that body."""
+        try:
+            ticket.require_body(body)
+        except NotATicket as ex:
+            raise _not_good(ex) from ex
 
     def caller(self, ticket: Ticket) -> tuple[View, Key]:
         """The current view and the live key that the line is for. From where the key may be used
@@ -69,3 +77,7 @@ class Lines:
             raise Refusal(Code.UNAVAILABLE, "the line cannot be taken now; try again") from ex
         if not taken:
             raise Refusal(Code.CONFLICT, "conflict: this line was taken or given up")
+
+
+def _not_good(ex: NotATicket) -> Refusal:
+    return Refusal(Code.INVALID_API_KEY, f"this ticket of a batch is not good: {ex}")

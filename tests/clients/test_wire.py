@@ -318,6 +318,15 @@ def test_a_body_over_the_limit_is_refused_in_the_dialects_shape(stack, dialect):
     assert error["type"] == expected
 
 
+def test_no_body_is_read_for_who_may_not_call(stack):
+    """Neither for a wrong key nor for a made-up ticket of a batch."""
+    for line in ("x-api-key: sk-toll-" + "x" * 43, "x-tollgate-line: e30.00"):
+        head = (
+            f"POST {PATHS['chat']} HTTP/1.1\r\nhost: x\r\n{line}\r\ncontent-length: 1000000\r\n\r\n"
+        )
+        assert send(stack.port, head.encode(), timeout_s=5.0).status == 401
+
+
 def test_a_large_body_passes(stack):
     before = stack.sim.last_id()
     text = "sim:words 5 " + "x" * 200_000

@@ -159,8 +159,9 @@ class TextResource:
     def _of_batch(self, x: Exchange) -> tuple[View, Key]:
         """For whom a line is; its body and its request id are set."""
         lines = self._worker.lines
+        x.line = lines.ticket(x.environ)
         x.body = self._body(x)
-        x.line = lines.ticket(x.environ, x.body)
+        lines.require_body(x.line, x.body)
         x.request_id = x.line.request_id
         x.tags = {"batch": x.line.batch_id, "line": str(x.line.line)}
         return lines.caller(x.line)
