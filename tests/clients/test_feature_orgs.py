@@ -104,6 +104,21 @@ def test_roles_say_who_manages(stack, org):
         assert refused(reply)[:2] == (403, "permission_denied")
     reply = org.call("POST", "/members", admin, {"name": "second owner", "role": "owner"})
     assert refused(reply)[:2] == (403, "permission_denied")
+    keys = api(stack, "GET", "/keys?page_size=200", admin).json()["items"]
+    owners = next(row["id"] for row in keys if row["member_id"] == owner_id)
+    for method, path, body in (
+        ("GET", f"/keys/{owners}/reveal", None),
+        ("POST", f"/keys/{owners}/rotate", None),
+        ("POST", "/keys", {"name": "the org's"}),
+        ("POST", "/keys", {"name": "the owner's", "member_id": owner_id}),
+    ):
+        reply = api(stack, method, path, admin, body)
+        assert refused(reply)[:2] == (403, "permission_denied"), path
+    made = api(stack, "POST", "/keys", admin, {"name": "dora's", "member_id": dora})
+    assert made.status == 201, made.body()
+    named = {"models": [], "member_ids": [owner_id, dora]}
+    reply = org.call("PUT", "/members/allowed-models", admin, named)
+    assert refused(reply)[:2] == (403, "permission_denied")
     for secret, role in ((org.owner, "owner"), (admin, "admin"), (member, "member")):
         told = stack.get("/api/v1/me/account", secret)
         assert told["org"]["role"] == role

@@ -16,8 +16,10 @@ CHILD = key("child", parent_id="limited")
 ANN = key("ann", member_id="ann")
 ANN_LIMITED = key("ann-limited", member_id="ann", window_5h_nano=5)
 BEN = key("ben", member_id="ben")
+OWNER = key("owner", member_id="boss")
 ELSE = Key(id="else", account_id="other", name="", masked="", secret_sha256="", group="")
-ALL = (PLAIN, LIMITED, CHILD, ANN, ANN_LIMITED, BEN, ELSE)
+ALL = (PLAIN, LIMITED, CHILD, ANN, ANN_LIMITED, BEN, OWNER, ELSE)
+BOSS = frozenset({"boss"})
 OURS = ALL[:-1]
 
 
@@ -27,7 +29,9 @@ OURS = ALL[:-1]
         (OPERATOR, ALL, ALL),
         (Manager("x", PLAIN), OURS, OURS),
         (Manager("x", ANN, "owner"), OURS, OURS),
-        (Manager("x", ANN, "admin"), OURS, OURS),
+        (Manager("x", OWNER, "owner", BOSS), OURS, OURS),
+        # Whoever could reveal or rotate an owner's key, or one of the org itself, were an owner.
+        (Manager("x", ANN, "admin", BOSS), OURS, (ANN, ANN_LIMITED, BEN)),
         (Manager("x", ANN, "member"), (ANN, ANN_LIMITED), (ANN, ANN_LIMITED)),
         (Manager("x", ANN_LIMITED, "admin"), (ANN_LIMITED,), ()),
         (Manager("x", LIMITED), (LIMITED, CHILD), (CHILD,)),

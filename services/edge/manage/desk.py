@@ -27,11 +27,13 @@ class Desk(NamedTuple):
 
 class Manager(NamedTuple):
     """Who changes something: the operator (no key), or the holder of a customer's key with a role
-    in its account. `actor` goes into the audit events."""
+    in its account. `actor` goes into the audit events; `owners` are the owners among the members of
+    an admin's org."""
 
     actor: str
     key: Key | None = None
     role: str = "owner"
+    owners: frozenset[str] = frozenset()
 
     @property
     def is_operator(self) -> bool:
@@ -60,7 +62,13 @@ class Manager(NamedTuple):
             return False
         own = self.key.member_id is not None and key.member_id == self.key.member_id
         mine = own and not is_limited(self.key)
-        return self.manages_account or mine or key.parent_id == self.key.id
+        managed = self.manages_account and not self.is_above(key.member_id)
+        return managed or mine or key.parent_id == self.key.id
+
+    def is_above(self, member_id: str | None) -> bool:
+        """Whether a key of that member (None: of the account itself) may do what this manager may
+        not: an admin who could have it would be an owner."""
+        return self.role != "owner" and (member_id is None or member_id in self.owners)
 
 
 OPERATOR: Final = Manager("operator")

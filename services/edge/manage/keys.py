@@ -70,7 +70,9 @@ class _OneKey(Managed):
         if to_change and not manager.changes(key):
             raise Refusal(
                 Code.PERMISSION_DENIED,
-                "permission_denied: a key with limits of its own manages its sub-keys only",
+                "permission_denied: only an owner's key changes what acts as one"
+                if manager.manages_account
+                else "permission_denied: a key with limits of its own manages its sub-keys only",
             )
         return key
 
@@ -166,6 +168,12 @@ def _place(manager: Manager, body: CreateKey) -> dict[str, Any]:
     if body.account_id not in (None, own.account_id):
         raise not_found("account", str(body.account_id))
     if manager.manages_account:
+        if body.parent_id is None and manager.is_above(body.member_id):
+            raise Refusal(
+                Code.PERMISSION_DENIED,
+                "permission_denied: only an owner's key makes keys of the org itself and of owners",
+                param="member_id",
+            )
         return {**place, "account_id": own.account_id}
     if body.parent_id == own.id and not own.parent_id:
         return {**place, "account_id": own.account_id}

@@ -122,8 +122,15 @@ def _manager(caller: Caller) -> Manager:
     key = caller.key
     if key.member_id is None:
         return Manager(key.id, key)
-    member = caller.view.snapshot.members.get(key.member_id)
-    return Manager(key.id, key, member.role if member is not None else "member")
+    members = caller.view.snapshot.members
+    member = members.get(key.member_id)
+    role = member.role if member is not None else "member"
+    owners = frozenset(
+        each.id
+        for each in members.values()
+        if each.account_id == key.account_id and each.role == "owner"
+    )
+    return Manager(key.id, key, role, owners)
 
 
 def _translated(act: Callable[[Manager], T], manager: Manager) -> T:

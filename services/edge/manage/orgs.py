@@ -134,23 +134,33 @@ class MemberResource(_Org):
 
 
 class AllowedModelsResource(_Org):
-    """`PUT /api/v1/orgs/{id}/members/allowed-models`: the same for many members at once."""
+    """`PUT /api/v1/orgs/{id}/members/allowed-models`: the same for many members at once, for all
+    without `member_ids`: of an admin, all but the owners."""
 
     def on_put(self, req: falcon.Request, resp: falcon.Response, org_id: str) -> None:
         def change(manager: Manager) -> dict[str, Any]:
             self._org(manager, org_id)
             body = self._body(req, AllowedModels)
             models = granted(body.models, self._index)
+            chosen = body.member_ids
+            if manager.role != "owner":
+                chosen = self._below_owners(org_id, chosen)
             changed = self._sql(
-                self._desk.catalog.grant_models,
-                org_id,
-                models,
-                body.member_ids,
-                actor=manager.actor,
+                self._desk.catalog.grant_models, org_id, models, chosen, actor=manager.actor
             )
             return {"items": [member_body(member) for member in changed]}
 
         self._change(req, resp, change)
+
+    def _below_owners(self, org_id: str, member_ids: list[str] | None) -> list[str]:
+        """Raises Refusal when an owner is named."""
+        members: list[Member] = self._sql(self._desk.catalog.members, org_id)
+        owners = {each.id for each in members if each.role == "owner"}
+        if member_ids is None:
+            return [each.id for each in members if each.id not in owners]
+        if owners & set(member_ids):
+            raise _owners_only()
+        return member_ids
 
 
 def _check_role(manager: Manager, member: Member | None, fields: dict[str, Any]) -> None:
@@ -159,6 +169,10 @@ def _check_role(manager: Manager, member: Member | None, fields: dict[str, Any])
         member is not None and member.role == "owner" and fields
     )
     if touches_owner and manager.role != "owner":
-        raise Refusal(
-            Code.PERMISSION_DENIED, "permission_denied: only an owner makes or changes an owner"
-        )
+        raise _owners_only()
+
+
+def _owners_only() -> Refusal:
+    return Refusal(
+        Code.PERMISSION_DENIED, "permission_denied: only an owner makes or changes an owner"
+    )
