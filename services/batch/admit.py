@@ -61,6 +61,7 @@ class Offer(NamedTuple):
     hold_nano: int
     eta_s: int
     channel: str
+    price_version: str
 
 
 class Admission:
@@ -96,7 +97,8 @@ class Admission:
                 f"max_cost_exceeded: it may cost {hold_nano} nano-USD",
                 param="max_cost_nano",
             )
-        return Offer(model, params, units, hold_nano, self._eta_s(model, params), channel)
+        eta_s, version = self._eta_s(model, params), view.snapshot.prices.id
+        return Offer(model, params, units, hold_nano, eta_s, channel, version)
 
     def submit(self, key: Key, ask: Ask) -> Submitted:
         """Raises Refusal."""
@@ -111,7 +113,7 @@ class Admission:
             model=ask.model,
             priced_as=offer.model.model,
             group=key.group,
-            price_version=self._parts.views.view().snapshot.prices.id,
+            price_version=offer.price_version,
             params=offer.params,
             fingerprint=fingerprint(
                 offer.model.model,

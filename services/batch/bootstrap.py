@@ -37,6 +37,7 @@ from services.batch.batch_send import Sender
 from services.batch.callbacks import Callbacks, CallbackSecrets
 from services.batch.changes import ChangeFeed
 from services.batch.engine import JobEngine
+from services.batch.lanes import Lanes
 from services.batch.links import LinkSigner
 from services.batch.parts import Parts
 from services.batch.providers.fal import Fal
@@ -95,6 +96,7 @@ class Batch:
             providers=providers(config),
             cooldowns=Cooldowns(clock.monotonic_s),
             typical=Typical(),
+            lanes=Lanes(config.batch.threads, clock.monotonic_s),
         )
         self._beat = Heartbeat(config, "batch")
         engine = JobEngine(parts, self._beat.beat)

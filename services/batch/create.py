@@ -13,6 +13,7 @@ from services.backends.sql.job_ends import Free
 from services.backends.sql.job_records import Attempt, Job
 from services.batch.deliver import deliver_now
 from services.batch.inputs import InputAway, InputMissing, files_of
+from services.batch.insist import insist
 from services.batch.parts import Parts
 from services.batch.providers.port import (
     Absent,
@@ -23,7 +24,6 @@ from services.batch.providers.port import (
     Provider,
     Refused,
     Submitted,
-    Unclear,
     Unsupported,
 )
 from services.batch.settle import expected_cost_nano
@@ -34,6 +34,8 @@ from services.core.upstream_words import client_text
 _WAIT_S: Final = 1.0
 _NOT_SENT_MAX_S: Final = 30.0
 _INPUT_TRIES: Final = 5
+_LOOK_MAX_S: Final = 30.0
+_CONFLICT: Final = 409
 _PASSING: Final = (408, 425, 429, 503)  # refusals of the moment: the same channel may take it later
 
 
@@ -59,7 +61,15 @@ def from_queue(parts: Parts, held: Job) -> None:
     if not ready:
         parts.claims.later(held, _WAIT_S)
         return
-    channel = ready[0]
+    channel = next((each for each in ready if parts.lanes.has_room(each.name)), ready[0])
+    with parts.lanes.step(channel.name) as taken:
+        if taken:
+            _begin(parts, held, channel)
+        else:
+            parts.claims.later(held, 0.0, channel=channel.name)  # due when it has room
+
+
+def _begin(parts: Parts, held: Job, channel: Channel) -> None:
     began = parts.claims.begin_attempt(
         held,
         channel.name,
@@ -76,24 +86,8 @@ def send(parts: Parts, held: Job, tried: Attempt, channel: Channel, provider: Pr
     """The create call of a committed attempt, and where it leads."""
     try:
         files = files_of(parts, held, takes_urls=provider.traits.takes_urls)
-    except (InputMissing, InputAway) as ex:
-        if isinstance(ex, InputAway) and held.not_sent < _INPUT_TRIES:
-            wait_s = 2.0**held.not_sent
-            parts.claims.back(held, tried, AttemptState.NOT_SENT, 0, str(ex), wait_s)
-            return
-        parts.ends.free(
-            held,
-            Free(
-                Phase.FAILED,
-                Fault.UPSTREAM_REJECTED,
-                client_text(str(ex), "an input could not be read"),
-                attempt=AttemptState.NOT_SENT,
-                detail=str(ex),
-            ),
-        )
-        return
-    except (StoreUnavailable, NotStored) as ex:
-        parts.claims.back(held, tried, AttemptState.NOT_SENT, 0, str(ex), _WAIT_S)
+    except (InputMissing, InputAway, StoreUnavailable, NotStored) as ex:
+        _without_inputs(parts, held, tried, ex)
         return
     answer = provider.create(parts.http, channel, _order(held, tried, files))
     crash_point("batch.create.answered")
@@ -106,11 +100,15 @@ def send(parts: Parts, held: Job, tried: Attempt, channel: Channel, provider: Pr
             provider.traits.poll_max_s,
             0.5,
         )
-        parts.claims.taken(held, tried, answer.upstream_id, answer.links, wait_s)
+        told = answer
+        insist(
+            parts,
+            lambda: parts.claims.taken(held, tried, told.upstream_id, told.links, wait_s),
+        )
         crash_point("batch.create.persisted")
     elif isinstance(answer, Done):
         parts.cooldowns.ok(channel.name)
-        now = parts.jobs.get(held.id)
+        now = insist(parts, lambda: parts.jobs.get(held.id))
         if now is not None and now.cancel_at is not None:
             parts.ends.free(held, _unwanted(parts, held))
         else:
@@ -120,9 +118,56 @@ def send(parts: Parts, held: Job, tried: Attempt, channel: Channel, provider: Pr
     elif isinstance(answer, NotSent):
         parts.cooldowns.failed(channel.name, 0, None)
         wait_s = min(_NOT_SENT_MAX_S, 0.5 * 2 ** min(held.not_sent, 10))
-        parts.claims.back(held, tried, AttemptState.NOT_SENT, 0, answer.message, wait_s)
+        _not_made(parts, held, tried, AttemptState.NOT_SENT, 0, answer.message, wait_s)
+    elif held.phase is Phase.UNKNOWN:
+        _ask_again(parts, held, tried)
     else:
-        _unclear(parts, held, tried, provider, answer)
+        parts.claims.unknown(held, tried, answer.status, answer.message, _WAIT_S)
+
+
+def _without_inputs(parts: Parts, held: Job, tried: Attempt, ex: Exception) -> None:
+    """What it needs cannot be read now, or never."""
+    gone = isinstance(ex, InputMissing)
+    if isinstance(ex, InputAway):
+        gone = held.phase is not Phase.UNKNOWN and held.not_sent >= _INPUT_TRIES
+    if gone and held.phase is Phase.UNKNOWN:
+        _nobody_knows(parts, held, str(ex))
+    elif gone:
+        shown = client_text(str(ex), "an input could not be read")
+        end = Free(
+            Phase.FAILED,
+            Fault.UPSTREAM_REJECTED,
+            shown,
+            attempt=AttemptState.NOT_SENT,
+            detail=str(ex),
+        )
+        parts.ends.free(held, end)
+    else:
+        wait_s = 2.0**held.not_sent if isinstance(ex, InputAway) else _WAIT_S
+        _not_made(parts, held, tried, AttemptState.NOT_SENT, 0, str(ex), wait_s)
+
+
+def _not_made(
+    parts: Parts,
+    held: Job,
+    tried: Attempt,
+    state: AttemptState,
+    status: int,
+    message: str,
+    wait_s: float,
+) -> None:
+    """This call made nothing: to the queue, for another attempt. One that was sent again says
+    nothing about the first call of its attempt: only that same one may be sent once more."""
+    if held.phase is Phase.UNKNOWN:
+        _ask_again(parts, held, tried)
+    else:
+        parts.claims.back(held, tried, state, status, message, wait_s)
+
+
+def _ask_again(parts: Parts, held: Job, tried: Attempt) -> None:
+    """Nobody knows yet: looked up again, the longer it has been the later."""
+    age_s = (parts.clock.now_us() - tried.sent_at) / 1e6
+    parts.claims.later(held, max(_WAIT_S, min(age_s * 0.2, _LOOK_MAX_S)))
 
 
 def take_over(parts: Parts, held: Job, tried: Attempt) -> None:
@@ -150,19 +195,21 @@ def look_up(parts: Parts, held: Job, tried: Attempt) -> None:
     elif isinstance(answer, Unsupported) and provider.traits.idempotent:
         send(parts, held, tried, channel, provider)
     elif isinstance(answer, Later):
-        parts.claims.later(held, max(_WAIT_S, min(age_s * 0.2, 30.0)))
+        _ask_again(parts, held, tried)
     else:
-        parts.ends.free(
-            held,
-            Free(
-                Phase.FAILED,
-                Fault.UPSTREAM_UNKNOWN,
-                "nobody can tell whether the upstream took it; it was not sent again",
-                detail=f"no answer, and it cannot be asked: {tried.message}",
-                attempt=AttemptState.LOST,
-                provider_cost_nano=expected_cost_nano(parts, held),
-            ),
-        )
+        _nobody_knows(parts, held, f"no answer, and it cannot be asked: {tried.message}")
+
+
+def _nobody_knows(parts: Parts, held: Job, detail: str) -> None:
+    end = Free(
+        Phase.FAILED,
+        Fault.UPSTREAM_UNKNOWN,
+        "nobody can tell whether the upstream took it; it was not sent again",
+        detail=detail,
+        attempt=AttemptState.LOST,
+        provider_cost_nano=expected_cost_nano(parts, held),
+    )
+    parts.ends.free(held, end)
 
 
 def _unwanted(parts: Parts, held: Job) -> Free:
@@ -178,7 +225,8 @@ def _unwanted(parts: Parts, held: Job) -> Free:
 
 
 def _refused(parts: Parts, held: Job, tried: Attempt, channel: Channel, answer: Refused) -> None:
-    if not answer.another:
+    again = held.phase is Phase.UNKNOWN and answer.status == _CONFLICT  # the first one is at work
+    if not answer.another and not again:
         fault = Fault.SAFETY_BLOCKED if answer.moderated else Fault.UPSTREAM_REJECTED
         parts.ends.free(
             held,
@@ -194,16 +242,9 @@ def _refused(parts: Parts, held: Job, tried: Attempt, channel: Channel, answer: 
         return
     if answer.status in (401, 402, 403):
         parts.cooldowns.park(channel.name)
-    else:
+    elif not again:
         parts.cooldowns.failed(channel.name, answer.status, answer.retry_after_s)
-    parts.claims.back(held, tried, AttemptState.REFUSED, answer.status, answer.message, 0.0)
-
-
-def _unclear(parts: Parts, held: Job, tried: Attempt, provider: Provider, answer: Unclear) -> None:
-    if held.phase is Phase.UNKNOWN:
-        parts.claims.later(held, _WAIT_S)
-    else:
-        parts.claims.unknown(held, tried, answer.status, answer.message, _WAIT_S)
+    _not_made(parts, held, tried, AttemptState.REFUSED, answer.status, answer.message, 0.0)
 
 
 def _kinds(parts: Parts, channel: Channel) -> tuple[str, ...]:

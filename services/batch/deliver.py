@@ -14,6 +14,7 @@ from services.backends.lifecycle import crash_point
 from services.backends.objects.port import Draft, StoreUnavailable, TooLarge, chunks_of
 from services.backends.sql.job_ends import Free
 from services.backends.sql.job_records import Attempt, Job, NewArtifact
+from services.batch.insist import insist
 from services.batch.parts import Parts
 from services.batch.providers.port import Done, Output, Provider
 from services.batch.settle import bill, expected_cost_nano
@@ -73,7 +74,7 @@ def _settle(
 ) -> None:
     crash_point("batch.artifacts.kept")
     if kept:
-        parts.ends.complete(held, kept, bill(parts, held, kept, done.told))
+        insist(parts, lambda: parts.ends.complete(held, kept, bill(parts, held, kept, done.told)))
         if held.started_at is not None:
             parts.typical.note(held.priced_as, parts.clock.now_us() - held.started_at)
         return

@@ -25,6 +25,7 @@ _CLAIMS_MAX: Final = 20  # of a job whose steps never end
 _PACE_S: Final = 0.02  # between two claims: what became due meanwhile comes in one
 _AWAY_S: Final = 1.0
 _DRAIN_S: Final = 25.0
+_STUCK_S: Final = 30.0  # between two looks at what waits for an upstream that hangs
 
 _STEPS: Final[dict[Phase, Callable[[Parts, Job, Attempt], None]]] = {
     Phase.SUBMITTING: create.take_over,
@@ -44,6 +45,7 @@ class JobEngine:
         self._lock = threading.Lock()
         self._held: dict[str, Job] = {}
         self._wake = threading.Event()
+        self._put_off_s = 0.0
         self._log = get_logger()
 
     def wake(self) -> None:
@@ -93,10 +95,20 @@ class JobEngine:
             free = self._threads - len(self._held)
         if free <= 0:
             return []
-        found = self._parts.claims.claim(min(free, _CLAIM_MAX))
+        self._put_off()
+        found = self._parts.claims.claim(min(free, _CLAIM_MAX), self._parts.lanes.full())
         with self._lock:
             self._held.update((each.job.id, each.job) for each in found)
         return found
+
+    def _put_off(self) -> None:
+        """What is due at upstreams that hang is looked at later: it need not be passed over at
+        every claim."""
+        now_s = self._parts.clock.monotonic_s()
+        if now_s >= self._put_off_s:
+            self._put_off_s = now_s + _AWAY_S
+            for channel in self._parts.lanes.stuck():
+                self._parts.claims.postpone(channel, _STUCK_S)
 
     def _step(self, claimed: Claimed) -> None:
         held = claimed.job
@@ -132,7 +144,11 @@ class JobEngine:
             create.from_queue(parts, held)
         else:
             assert tried is not None  # committed in the transaction that left the queue
-            _STEPS[held.phase](parts, held, tried)
+            with parts.lanes.step(held.channel) as taken:
+                if taken:
+                    _STEPS[held.phase](parts, held, tried)
+                else:
+                    parts.claims.later(held, 0.0)  # due when its channel has room
 
 
 def _end_at(held: Job) -> int:

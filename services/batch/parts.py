@@ -11,6 +11,7 @@ from services.backends.sql.job_claims import JobClaims
 from services.backends.sql.job_ends import JobEnds
 from services.backends.sql.jobs import Jobs
 from services.backends.sql.uploads import Uploads
+from services.batch.lanes import Lanes
 from services.batch.providers.port import Http, Provider
 from services.batch.typical import Typical
 from services.batch.view import Views
@@ -31,3 +32,4 @@ class Parts(NamedTuple):
     providers: Mapping[str, Provider]
     cooldowns: Cooldowns
     typical: Typical
+    lanes: Lanes

@@ -34,6 +34,7 @@ from services.core.upstream_words import client_text
 _GONE_TIMES: Final = 3
 _AGAIN_S: Final = 2.0
 _AWAY_S: Final = 5.0
+_WISH_MAX_S: Final = 300.0  # of an upstream, to be left alone: its results do not wait for ever
 
 
 def poll(parts: Parts, held: Job, tried: Attempt) -> None:
@@ -59,7 +60,9 @@ def poll(parts: Parts, held: Job, tried: Attempt) -> None:
     elif isinstance(answer, Gone):
         _gone(parts, held, tried)
     elif isinstance(answer, Later):
-        wait_s = answer.retry_after_s or min(_AGAIN_S * 2 ** min(tried.gone, 4), 30.0)
+        wait_s = max(_AGAIN_S, _pace_s(parts, held, tried, provider))
+        if answer.retry_after_s:
+            wait_s = min(answer.retry_after_s, _WISH_MAX_S)
         parts.claims.polled(
             held, tried, wait_s, status=answer.status, message=answer.message, gone=0
         )
@@ -71,10 +74,15 @@ def _running(parts: Parts, held: Job, tried: Attempt, provider: Provider, answer
     if answer.word:
         metric("tollgate_unknown_state_total").labels(provider.name).inc()
         get_logger().warning("unknown_upstream_state", provider=provider.name, word=answer.word)
+    wait_s = _pace_s(parts, held, tried, provider)
+    parts.claims.polled(held, tried, wait_s, status=200, progress_ppm=answer.progress_ppm)
+
+
+def _pace_s(parts: Parts, held: Job, tried: Attempt, provider: Provider) -> float:
+    """Seconds until the next look."""
     age_s = (parts.clock.now_us() - (tried.taken_at or tried.sent_at)) / 1e6
     traits = provider.traits
-    wait_s = next_poll_s(age_s, held.eta_s, traits.poll_min_s, traits.poll_max_s, random.random())
-    parts.claims.polled(held, tried, wait_s, status=200, progress_ppm=answer.progress_ppm)
+    return next_poll_s(age_s, held.eta_s, traits.poll_min_s, traits.poll_max_s, random.random())
 
 
 def _failed(parts: Parts, held: Job, answer: Failed) -> None:
@@ -132,11 +140,8 @@ def _cancel(parts: Parts, held: Job, channel: Channel, provider: Provider, task:
             provider_cost_nano=expected_cost_nano(parts, held),
             watch_until=watch_until(parts),
         )
-    elif isinstance(answer, Later):
-        parts.claims.later(held, answer.retry_after_s or _AGAIN_S)
-        return True
     else:
-        return False  # too late: the poll tells how it ended
+        return False  # not now, or too late: the poll tells how it stands
     parts.ends.free(held, end)
     return True
 

@@ -45,7 +45,7 @@ def delivered_units(
         elif name == "seconds" and held.kind == "video":
             count = max(1, (sum(each.duration_ms or 0 for each in delivered) + 500) // 1000)
         else:
-            count = told.get(name, most)
+            count = max(0, int(told.get(name, most)))  # what a provider tells may be anything
         if count:
             units[name] = min(count, most)
     return units

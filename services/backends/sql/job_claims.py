@@ -12,6 +12,7 @@ from sqlalchemy import (
     BigInteger,
     Connection,
     bindparam,
+    case,
     func,
     insert,
     select,
@@ -39,7 +40,9 @@ POSTPONED_US: Final = 1_000_000
 _TEXT_MAX: Final = 500
 
 _CLAIM_US: Final = bindparam("claim_us", type_=BigInteger())
-_DUE: Final = select(job.c.id).where(job.c.next_at <= statement_us())
+_DUE: Final = select(job.c.id).where(
+    job.c.next_at <= statement_us(), job.c.channel.not_in(bindparam("full", expanding=True))
+)
 _ANY_DUE: Final = _DUE.limit(1)
 _CLAIM: Final = (
     update(job)
@@ -59,6 +62,28 @@ _PROLONG: Final = (
         job.c.claims > 0,
     )
     .values(next_at=now_us() + _CLAIM_US)
+)
+_POSTPONED_MAX: Final = 1_000
+_LOOKS: Final = [each.value for each in (Phase.UNKNOWN, Phase.POLLING, Phase.FETCHING)]
+_LATER: Final = now_us() + bindparam("wait_us", type_=BigInteger())
+_POSTPONE: Final = (
+    update(job)
+    .where(
+        job.c.id.in_(
+            select(job.c.id)
+            .where(
+                job.c.next_at <= statement_us(),
+                job.c.channel == bindparam("channel"),
+                job.c.claims == 0,
+                job.c.cancel_at.is_(None),
+                job.c.phase.in_(_LOOKS),
+            )
+            .order_by(job.c.next_at)
+            .limit(_POSTPONED_MAX)
+            .with_for_update(skip_locked=True)
+        )
+    )
+    .values(next_at=case((job.c.deadline_at < _LATER, job.c.deadline_at), else_=_LATER))
 )
 _PRESENT: Final = select(attempt).where(
     tuple_(attempt.c.job_id, attempt.c.no).in_(bindparam("begun", expanding=True))
@@ -87,19 +112,27 @@ class JobClaims:
         self._writes = writes
         self._claim_us = round(claim_s * 1_000_000)
 
-    def claim(self, limit: int) -> list[Claimed]:
-        """Up to `limit` due jobs, the longest due first, for a step each."""
+    def claim(self, limit: int, full: Sequence[str] = ()) -> list[Claimed]:
+        """Up to `limit` due jobs, the longest due first, for a step each; none of the channels
+        `full`."""
+        left_out = {"full": list(full)}
 
         def fn(connection: Connection) -> list[Claimed]:
-            asked = {"most": limit, "claim_us": self._claim_us}
+            asked = {"most": limit, "claim_us": self._claim_us, **left_out}
             rows = connection.execute(_CLAIM, asked).all()
             jobs = [as_job(row) for row in rows]
             tried = _present(connection, jobs)
             return [Claimed(each, tried.get(each.id)) for each in jobs]
 
-        if read(self._writes.engine, _none_due):
+        if read(self._writes.engine, lambda c: c.execute(_ANY_DUE, left_out).first() is None):
             return []
         return self._writes.write(fn)
+
+    def postpone(self, channel: str, wait_s: float) -> None:
+        """Many jobs that an upstream is to be asked for are due after `wait_s`, at their deadline
+        at the latest."""
+        given = {"channel": channel, "wait_us": round(wait_s * 1_000_000)}
+        self._writes.write(lambda connection: connection.execute(_POSTPONE, given))
 
     def hint(self, job_id: str) -> None:
         """The upstream may have news of it: it is due now, unless it is being looked at."""
@@ -299,10 +332,6 @@ def _present(connection: Connection, jobs: Sequence[Job]) -> dict[str, Attempt]:
     rows = connection.execute(_PRESENT, {"begun": begun})
     found = (Attempt(**row._mapping) for row in rows)
     return {each.job_id: each for each in found}
-
-
-def _none_due(connection: Connection) -> bool:
-    return connection.execute(_ANY_DUE).first() is None
 
 
 def _is_full(

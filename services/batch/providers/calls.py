@@ -123,6 +123,11 @@ def at(value: Any, *path: str | int) -> Any:
     return value
 
 
+def ppm(done: float) -> int:
+    """A share that an upstream told, in parts per million: it may have told anything."""
+    return round(max(0.0, min(1.0, done)) * 1_000_000)
+
+
 def confirmed(seen: PollAnswer) -> CancelAnswer:
     """What a cancel that was accepted has come to, by a look at the generation behind it. One that
     runs on is not stopped: who accepted it may still charge for it."""

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ from services.batch.providers.calls import (
     look,
     not_offered,
     own_url,
+    ppm,
     unreadable,
     url_of,
 )
@@ -49,7 +51,6 @@ from services.batch.providers.port import (
 from services.core.catalog import Channel
 from services.core.media import INPUTS
 
-_MILLION: Final = 1_000_000
 _MEDIA: Final = {  # of what a task of each kind makes
     "image": "image",
     "video": "video",
@@ -158,11 +159,10 @@ class Generic:
                 cancelled=meaning == "cancelled",
             )
         progress = pointed(told, asks.progress) if asks.progress else []
-        ppm = None
-        if progress and isinstance(progress[0], int | float):
-            ppm = max(0, min(_MILLION, int(progress[0] / asks.progress_full * _MILLION)))
+        done = progress[0] / asks.progress_full if progress and _is_number(progress[0]) else None
         unknown = "" if meaning is not None else word
-        return Running(progress_ppm=ppm, started=meaning != "waiting", word=unknown)
+        told = None if done is None else ppm(done)
+        return Running(progress_ppm=told, started=meaning != "waiting", word=unknown)
 
     def _outputs(self, channel: Channel, told: Any, kind: str) -> tuple[Output, ...]:
         pointer = next((p for made, p in self._is.poll.outputs.items() if made == kind), None)
@@ -187,7 +187,11 @@ class Generic:
 
     def _units(self, told: Any) -> dict[str, int]:
         found = {name: pointed(told, pointer) for name, pointer in self._is.poll.units.items()}
-        return {name: int(v[0]) for name, v in found.items() if v and isinstance(v[0], int | float)}
+        return {name: int(v[0]) for name, v in found.items() if v and _is_number(v[0])}
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _ordered(order: Order) -> dict[str, Any]:

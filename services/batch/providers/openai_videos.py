@@ -12,6 +12,7 @@ from services.batch.providers.calls import (
     image_type,
     look,
     only_bytes,
+    ppm,
     unreadable,
     url_of,
 )
@@ -39,7 +40,6 @@ from services.core.catalog import Channel
 
 _WAITING: Final = ("queued", "pending")
 _RUNNING: Final = ("in_progress", "processing", "running")
-_PPM_PER_PERCENT: Final = 10_000
 
 
 class OpenAIVideos:
@@ -98,7 +98,7 @@ class OpenAIVideos:
             )
         percent = at(told, "progress")
         return Running(
-            progress_ppm=int(percent * _PPM_PER_PERCENT) if isinstance(percent, int) else None,
+            progress_ppm=ppm(percent / 100) if isinstance(percent, int) else None,
             started=word not in _WAITING,
             word="" if word in _WAITING + _RUNNING else word,
         )

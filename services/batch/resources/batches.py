@@ -51,6 +51,7 @@ class Desk:
         try:
             made = self.batches.create(key.account_id, key.id, endpoint, open_max=most, **given)
         except TooManyBatches as ex:
+            self.service.parts.uploads.delete(key.account_id, given["lines_id"])
             message = f"queue_full: {most} batches of this account run or wait already"
             raise Refusal(Code.QUEUE_FULL, message, retry_after_s=60) from ex
         self.engine.wake()

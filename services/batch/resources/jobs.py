@@ -205,6 +205,8 @@ class JobRedriveResource:
             params=job.parameters,
             where="input",
             source="/v1/jobs/redrive",
+            scope=f"job:{job.id}",
+            idempotency_key=(req.get_header("idempotency-key") or "")[:256],
             callback_url=job.callback_url,
             extra=msgspec.json.decode(job.extra, type=dict[str, str]),
             retention_s=job.retention_s,
@@ -213,7 +215,7 @@ class JobRedriveResource:
             retry_of=job.id,
         )
         made = self._service.admission.submit(self._service.key(req), ask)
-        show(self._service, req, resp, made.job, 202)
+        show(self._service, req, resp, made.job, 200 if made.replayed else 202)
         taken(self._service, resp, made)
 
 

@@ -1,8 +1,10 @@
 """Forwards the routes of jobs to the batch service with the caller's identity, signed."""
 
+import string
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Any, Final
+from urllib.parse import quote
 
 import falcon
 import gevent
@@ -169,7 +171,7 @@ class JobRoute(Authenticated):
     def _send(
         self, req: falcon.Request, resp: falcon.Response, caller: Caller, body: bytes
     ) -> None:
-        target = f"{req.path}?{req.query_string}" if req.query_string else req.path
+        target = target_of(req)
         found = self._forwarder.ask(req, req.method, target, caller, body)
         wait_s = _wait_s(req) if self._waits else 0.0
         if not wait_s or found.status not in (200, 202) or req.method not in ("GET", "POST"):
@@ -208,7 +210,7 @@ class LinkRoute:
         self._forwarder = forwarder
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, artifact_id: str) -> None:
-        target = f"{req.path}?{req.query_string}"
+        target = target_of(req)
         relay(resp, self._forwarder.ask(req, req.method, target, None, b""))
 
     on_head = on_get
@@ -221,8 +223,16 @@ class HookRoute:
         self._forwarder = forwarder
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, provider: str) -> None:
-        target = f"{req.path}?{req.query_string}"
+        target = target_of(req)
         relay(resp, self._forwarder.ask(req, "POST", target, None, b""))
+
+
+def target_of(req: falcon.Request) -> str:
+    """Path and query as they came, with nothing in them that a request line cannot carry."""
+    path = quote(req.path)
+    if not req.query_string:
+        return path
+    return f"{path}?{quote(req.query_string, safe=string.punctuation)}"
 
 
 def relay(resp: falcon.Response, found: Answer) -> None:

@@ -3,6 +3,7 @@
 import random
 from collections.abc import Iterator
 from typing import Any, Final
+from urllib.parse import quote
 
 import falcon
 import gevent
@@ -15,7 +16,7 @@ from services.core.dialects import DIALECTS
 from services.core.errors import InvalidRequest, Refusal
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.jobs.feed import Watcher
-from services.edge.jobs.forward import Forwarder, relay
+from services.edge.jobs.forward import Forwarder, relay, target_of
 
 _PING_S: Final = 15.0
 _LOOK_S: Final = 60.0  # without a hint: one may be lost
@@ -34,7 +35,7 @@ class TaskStreamRoute(Authenticated):
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         def answer(caller: Caller) -> None:
-            target = f"/v1/tasks/query?task_id={task_id}"
+            target = f"/v1/tasks/query?task_id={quote(task_id, safe='')}"
             found = self._forwarder.ask(req, "GET", target, caller, b"")
             if found.status != 200:
                 relay(resp, found)
@@ -94,13 +95,12 @@ class JobEventsRoute(Authenticated):
     def on_get(self, req: falcon.Request, resp: falcon.Response, job_id: str) -> None:
         def answer(caller: Caller) -> None:
             if "application/json" in (req.get_header("accept") or ""):
-                target = f"{req.path}?{req.query_string}"
-                relay(resp, self._forwarder.ask(req, "GET", target, caller, b""))
+                relay(resp, self._forwarder.ask(req, "GET", target_of(req), caller, b""))
                 return
             after = req.get_header("last-event-id") or req.get_param("after") or "0"
             if not after.isdecimal() or len(after) > 9:
                 raise InvalidRequest("after: write the number of an event", param="after")
-            found = self._forwarder.ask(req, "GET", f"/v1/jobs/{job_id}", caller, b"")
+            found = self._forwarder.ask(req, "GET", f"/v1/jobs/{quote(job_id)}", caller, b"")
             if found.status != 200:
                 relay(resp, found)
                 return
