@@ -27,6 +27,7 @@ class Edge(Section, kw_only=True):
     max_body_bytes: Positive = 32 * 1024 * 1024
     body_timeout_s: Seconds = 60.0
     ping_s: Seconds = 15.0
+    event_stall_s: Seconds = 30.0  # a job's event stream of which so long nothing is taken is cut
     poll_s: Seconds = 0.25  # catalog version and lease state
     catalog_grace_s: Seconds = 5.0
     admission_wait_s: Seconds = 2.0

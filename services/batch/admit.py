@@ -102,6 +102,8 @@ class Admission:
 
     def submit(self, key: Key, ask: Ask) -> Submitted:
         """Raises Refusal."""
+        if "\0" in ask.external_id + ask.model + ask.callback_url:
+            raise InvalidRequest("names and URLs must not hold NUL")
         offer = self.offer(key, ask)
         batch = self._parts.config.batch
         new = NewJob(
@@ -126,7 +128,9 @@ class Admission:
             units=offer.units,
             eta_s=offer.eta_s,
             deadline_s=min(ask.deadline_s or batch.deadline_s, batch.deadline_s),
-            start_within_s=ask.start_within_s,
+            start_within_s=None
+            if ask.start_within_s is None
+            else min(ask.start_within_s, batch.deadline_s),
             retention_s=ask.retention_s or self._parts.config.artifacts.retention_s,
             external_id=ask.external_id,
             body_bytes=ask.body_bytes,

@@ -12,6 +12,7 @@ from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.telemetry import get_logger
 from services.batch.callbacks import CallbackSecrets
 from services.batch.changes import ChangeFeed
+from services.batch.receivers import Receivers
 from services.batch.resources import (
     artifacts,
     batches,
@@ -35,6 +36,7 @@ def create_app(
     deliveries: Deliveries,
     registered: Endpoints,
     secrets: CallbackSecrets,
+    receivers: Receivers,
     desk: batches.Desk,
 ) -> falcon.App:
     """The WSGI application."""
@@ -59,10 +61,11 @@ def create_app(
     app.add_route("/v1/webhooks/secret", callbacks.SecretResource(service, secrets))
     hooks = endpoints.EndpointsResource(service, registered, secrets)
     app.add_route("/v1/webhooks/endpoints", hooks)
-    hook = endpoints.EndpointResource(service, registered, deliveries, secrets)
+    hook = endpoints.EndpointResource(service, registered, deliveries, secrets, receivers)
     app.add_route("/v1/webhooks/endpoints/{endpoint_id}", hook)
-    app.add_route("/v1/webhooks/endpoints/{endpoint_id}/rotate", hook, suffix="rotate")
-    app.add_route("/v1/webhooks/endpoints/{endpoint_id}/deliveries", hook, suffix="deliveries")
+    for suffix in ("rotate", "test", "deliveries"):
+        path = f"/v1/webhooks/endpoints/{{endpoint_id}}/{suffix}"
+        app.add_route(path, hook, suffix=suffix)
     again = callbacks.RedeliverResource(service, deliveries)
     app.add_route("/v1/webhooks/deliveries/{delivery_id}/redeliver", again)
     app.add_route("/v1/files", files.FilesResource(service))

@@ -89,7 +89,8 @@ class Turns:
             phase = Phase.CANCELLED
         elif held.expired:
             phase = Phase.EXPIRED
-        self.claims.end(held, phase, *make_files(self.parts, self.claims, held))
+        output, error, tally = make_files(self.parts, self.claims, held)
+        self.claims.end(held, phase, output, error, model=tally.model, usage=tally.usage())
 
     def _clean(self, held: Batch) -> None:
         """The files hold every answer: the lines, and the input's bytes, are let go."""

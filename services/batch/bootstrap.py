@@ -1,5 +1,6 @@
 """Builds the batch service. The only file of it that names concrete adapters."""
 
+import tempfile
 from pathlib import Path
 from typing import Final
 
@@ -50,6 +51,7 @@ from services.batch.providers.port import Provider
 from services.batch.providers.replicate import Replicate
 from services.batch.providers.rerank import Rerank
 from services.batch.providers.veo import Veo
+from services.batch.receivers import Receivers
 from services.batch.resources.base import Service
 from services.batch.resources.batches import Desk
 from services.batch.sweeps import Sweeps
@@ -105,15 +107,16 @@ class Batch:
         service = Service(parts, engine, signer, secret)
         deliveries, secrets = Deliveries(self._engine), CallbackSecrets(secret)
         endpoints = Endpoints(self._engine)
-        receivers = Fetcher(Guard(config.batch.callback_networks))
-        callbacks = Callbacks(parts, deliveries, endpoints, receivers, signer, secrets)
+        receivers = Receivers(Fetcher(Guard(config.batch.callback_networks)), clock)
+        batches = Batches(self._engine)
+        callbacks = Callbacks(parts, deliveries, endpoints, batches, receivers, signer, secrets)
         claims = BatchClaims(self._engine, config.batch.claim_s)
         lines = BatchLines(self._engine)
         sender = Sender(parts, lines, HttpClient(), Tickets(secret), edge_url(config))
-        batches = BatchEngine(parts, claims, lines, sender)
-        desk = Desk(service, Batches(self._engine), batches)
+        driver = BatchEngine(parts, claims, lines, sender)
+        desk = Desk(service, batches, driver)
         server = PrivateServer(
-            create_app(service, feed, deliveries, endpoints, secrets, desk),
+            create_app(service, feed, deliveries, endpoints, secrets, receivers, desk),
             under(config, config.batch.socket),
             config.batch.listen,
             threads=config.batch.http_threads,
@@ -122,8 +125,8 @@ class Batch:
         self.loops: dict[str, Loop] = {
             "jobs": engine.run,
             "claims": engine.beat,
-            "batches": batches.run,
-            "batch_claims": batches.beat,
+            "batches": driver.run,
+            "batch_claims": driver.beat,
             "changes": feed.run,
             "callbacks": callbacks.run,
             "sweeps": Sweeps(parts, Housekeeping(self._engine)).run,
@@ -144,6 +147,8 @@ def object_store(config: Config) -> ObjectStore:
         return FolderStore(folder)
     from services.backends.objects.s3 import S3Store  # a large library, for those who use it
 
+    folder.mkdir(parents=True, exist_ok=True)
+    tempfile.tempdir = str(folder)  # what arrives faster than its reader takes it is a large film
     return S3Store(
         folder,
         bucket=artifacts.bucket,

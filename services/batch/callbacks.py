@@ -1,4 +1,5 @@
-"""Tells how a job ended: to the receiver that its client named, and to endpoints of its account.
+"""Tells how a job ended: to the receiver that its client named, and to endpoints of its account,
+which may ask for more than ends.
 
 Signed by Standard Webhooks with the secret of the account or of the endpoint;
 `X-Tollgate-Signature` is the HMAC of the raw body for receivers that want one line. An outage of a
@@ -11,30 +12,25 @@ import hmac
 import random
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
-from services.backends.http.fetch import Fetcher, FetchFailed, FetchRefused
+from services.backends.sql.batches import Batches
 from services.backends.sql.deliveries import Deliveries, Delivery
 from services.backends.sql.endpoints import Endpoint, Endpoints
 from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.telemetry import get_logger
+from services.batch.batch_wire import batch_view
 from services.batch.links import Links, LinkSigner
 from services.batch.parts import Parts
+from services.batch.receivers import Receivers, Told
 from services.batch.wire import job_view, moment, task_view
-from services.core.webhooks import (
-    BODY_SIGNATURE_HEADER,
-    body_signature,
-    delivered,
-    disables,
-    headers,
-    next_delay_s,
-)
+from services.core.jobs import TERMINAL
+from services.core.webhooks import delivered, next_delay_s
 
 _POLL_S: Final = 0.5
 _THREADS: Final = 8
-_DEADLINE_S: Final = 15.0
 _BOTH_US: Final = 86_400 * 1_000_000  # after a rotation the secret before signs as well
 
 
@@ -68,14 +64,16 @@ class Callbacks:
         parts: Parts,
         deliveries: Deliveries,
         endpoints: Endpoints,
-        fetcher: Fetcher,
+        batches: Batches,
+        receivers: Receivers,
         signer: LinkSigner,
         secrets: CallbackSecrets,
     ) -> None:
         self._parts = parts
         self._deliveries = deliveries
         self._endpoints = endpoints
-        self._fetcher = fetcher
+        self._batches = batches
+        self._receivers = receivers
         self._links = Links(signer, parts.config.artifacts.public_url)
         self._secrets = secrets
         self._log = get_logger()
@@ -103,38 +101,21 @@ class Callbacks:
     def _deliver(self, held: Delivery) -> None:
         try:
             body = held.body or self._body(held)
-            status, message, retry_after_s, over = self._send(held, body.encode())
+            told = self._send(held, body.encode())
             wait_s = None
-            if not delivered(status) and not over:
-                wait_s = next_delay_s(held.tries + 1, random.random(), retry_after_s)
-            self._deliveries.tried(held, body, status, message, wait_s)
+            if not delivered(told.status) and not told.over:
+                wait_s = next_delay_s(held.tries + 1, random.random(), told.retry_after_s)
+            self._deliveries.tried(held, body, told.status, told.message, wait_s)
         except DatabaseUnavailable as ex:
             self._log.warning("callback_not_written", delivery=held.id, error=str(ex))
         except Exception:  # claimed again in a minute
             self._log.exception("callback_failed", delivery=held.id)
 
-    def _send(self, held: Delivery, body: bytes) -> tuple[int, str, float | None, bool]:
-        """Status (0: no answer), what went wrong, the receiver's wish, whether it is over."""
-        now_us = self._parts.clock.now_us()
-        secrets = self._signing(held, now_us)
+    def _send(self, held: Delivery, body: bytes) -> Told:
+        secrets = self._signing(held, self._parts.clock.now_us())
         if not secrets:
-            return 0, "its endpoint was deleted", None, True
-        signed = {
-            **headers(secrets, held.id, now_us // 1_000_000, body),
-            BODY_SIGNATURE_HEADER: body_signature(secrets[0], body),
-            "content-type": "application/json",
-            "user-agent": "tollgate",
-        }
-        try:
-            told = self._fetcher.send(held.url, body, headers=signed, deadline_s=_DEADLINE_S)
-        except FetchRefused as ex:
-            return 0, str(ex), None, True
-        except FetchFailed as ex:
-            return 0, str(ex), None, False
-        wish = told.headers.get("retry-after", "")
-        message = "" if delivered(told.status) else told.body.decode("utf-8", "replace")
-        retry_after_s = float(wish) if wish.isdecimal() else None
-        return told.status, message, retry_after_s, disables(told.status)
+            return Told(0, "its endpoint was deleted", None, True)
+        return self._receivers.send(held.url, secrets, held.id, body)
 
     def _signing(self, held: Delivery, now_us: int) -> list[str]:
         if held.endpoint_id is None:
@@ -143,15 +124,20 @@ class Callbacks:
         return self._secrets.signing(found, now_us) if found else []
 
     def _body(self, held: Delivery) -> str:
-        """What the job's own wire shows of it; endpoints get one shape for all jobs."""
+        """What the job's own wire shows of it; endpoints get one shape for all jobs, and batches
+        as OpenAI's API shows them. It tells what is so now: `type` is why it is told."""
+        if held.batch_id:
+            batch = self._batches.by_id(held.batch_id)
+            assert batch is not None
+            return _told(held, batch_view(batch))
         job = self._parts.jobs.get(held.job_id)
         assert job is not None
-        artifacts = self._parts.jobs.artifacts([job.id])
+        artifacts = self._parts.jobs.artifacts([job.id]) if job.phase in TERMINAL else []
         if held.endpoint_id is None and job.source.startswith("/v1/tasks"):
             return msgspec.json.encode(task_view(job, artifacts, self._links)).decode()
-        told = {
-            "type": held.type,
-            "timestamp": moment(held.created_at),
-            "data": job_view(job, artifacts, self._links),
-        }
-        return msgspec.json.encode(told).decode()
+        return _told(held, job_view(job, artifacts, self._links))
+
+
+def _told(held: Delivery, data: dict[str, Any]) -> str:
+    told = {"type": held.type, "timestamp": moment(held.created_at), "data": data}
+    return msgspec.json.encode(told).decode()

@@ -65,8 +65,10 @@ def from_queue(parts: Parts, held: Job) -> None:
     with parts.lanes.step(channel.name) as taken:
         if taken:
             _begin(parts, held, channel)
-        else:
+        elif len(left) == 1:
             parts.claims.later(held, 0.0, channel=channel.name)  # due when it has room
+        else:
+            parts.claims.later(held, _WAIT_S)
 
 
 def _begin(parts: Parts, held: Job, channel: Channel) -> None:

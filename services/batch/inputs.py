@@ -33,8 +33,11 @@ def files_of(parts: Parts, held: Job, *, takes_urls: bool) -> dict[str, bytes]:
         if isinstance(value, list):
             value = value[0] if value else None
         data = _bytes(parts, held.account_id, name, value)
-        if data is None and isinstance(value, str) and value and not takes_urls:
-            data = _fetched(parts, name, value)
+        if data is None and isinstance(value, str) and value:
+            if takes_urls:
+                _judge(parts, name, value)
+            else:
+                data = _fetched(parts, name, value)
         if data is not None:
             found[name] = data
     return found
@@ -52,6 +55,16 @@ def _bytes(parts: Parts, account_id: str, name: str, value: Any) -> bytes | None
         with parts.store.open(upload.sha256) as file:
             return file.read()
     return None
+
+
+def _judge(parts: Parts, name: str, url: str) -> None:
+    """The provider fetches it, from where it may reach what the client may not."""
+    try:
+        parts.fetcher.judge(url)
+    except FetchRefused as ex:
+        raise InputMissing(f"{name}: {ex}") from ex
+    except FetchFailed as ex:
+        raise InputAway(f"{name}: {ex}") from ex
 
 
 def _fetched(parts: Parts, name: str, url: str) -> bytes:

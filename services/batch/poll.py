@@ -156,9 +156,10 @@ def too_old(parts: Parts, held: Job, tried: Attempt | None) -> None:
     channel = parts.views.view().channel(tried.channel)
     provider = parts.providers.get(channel.provider) if channel is not None else None
     stopped = False
-    if channel is not None and provider is not None and tried.upstream_id:
-        answer = provider.cancel(parts.http, channel, task_of(held, tried))
-        stopped = isinstance(answer, Cancelled)
+    with parts.lanes.step(held.channel) as taken:
+        if taken and channel is not None and provider is not None and tried.upstream_id:
+            answer = provider.cancel(parts.http, channel, task_of(held, tried))
+            stopped = isinstance(answer, Cancelled)
     end = Free(
         Phase.FAILED,
         Fault.DEADLINE_EXCEEDED if channel is not None else Fault.PROVIDER_GONE,

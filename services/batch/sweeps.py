@@ -1,4 +1,5 @@
-"""What runs on a timer: late results, retention, old names. The only file that knows APScheduler.
+"""What runs on a timer: late results, retention and its announcement, old names. The only file
+that knows APScheduler.
 
 Any number of processes have the timers; the one that leads does the work. Jobs themselves are
 never scheduled here: what is due is a column of the database.
@@ -24,7 +25,9 @@ _LEAD_S: Final = 30
 _WATCH_S: Final = 15
 _RETENTION_S: Final = 30
 _PURGE_S: Final = 600
+_ANNOUNCE_S: Final = 300
 _BATCH: Final = 500
+_IDLE_S: Final = 300.0
 
 
 class Sweeps:
@@ -46,6 +49,7 @@ class Sweeps:
             (self._watch, _WATCH_S),
             (self._retention, _RETENTION_S),
             (self._purge, _PURGE_S),
+            (self._announce, _ANNOUNCE_S),
         ):
             scheduler.add_job(self._led, "interval", args=[step], seconds=every_s)
         scheduler.start()
@@ -63,12 +67,24 @@ class Sweeps:
 
     def _watch(self) -> None:
         for seen in self._housekeeping.watched(_BATCH):
-            look_again(self._parts, self._housekeeping, seen)
+            try:
+                look_again(self._parts, self._housekeeping, seen)
+            except (DatabaseUnavailable, StoreUnavailable):
+                raise
+            except Exception:  # the others have their turn all the same
+                self._log.exception("late_look_failed", job=seen.job.id)
+                self._housekeeping.looked(seen)
 
     def _retention(self) -> None:
-        for sha256 in self._housekeeping.expired_blobs(_BATCH):
-            self._parts.store.delete(sha256)
-        self._parts.store.sweep()
+        store, housekeeping = self._parts.store, self._housekeeping
+        for each in housekeeping.over(_BATCH):
+            # Bytes that were stored a moment ago may be about to be named again.
+            if each.wanted or store.delete(each.sha256, idle_s=_IDLE_S):
+                housekeeping.let_go(each.sha256)
+        store.sweep()
+
+    def _announce(self) -> None:
+        self._housekeeping.announce(_BATCH)
 
     def _purge(self) -> None:
         keep_us = self._parts.config.batch.idempotency_s * 1_000_000

@@ -53,6 +53,15 @@ LINE_ENDS: Final = (
 )
 
 
+class Lost(StrEnum):
+    """Why a line that was sent has no answer: what the books know of its request."""
+
+    UNKNOWN = "answer_lost"
+    CHARGED = "answer_charged"
+    INTERRUPTED = "interrupted"  # it had ended without an answer, free
+    FAILED = "request_failed"  # free
+
+
 class WrongLine(ValueError):
     """A line that cannot be sent. `param` is the path of the wrong field, empty for the line."""
 
@@ -88,8 +97,8 @@ _body = msgspec.json.Decoder(_Body)
 def check_line(raw: bytes, endpoint: str) -> str:
     """The `custom_id` of one line of an OpenAI input file. Raises WrongLine."""
     found: _Line = _decoded(_line, raw)
-    if not 0 < len(found.custom_id) <= _NAME_MAX:
-        message = f"custom_id: write 1 to {_NAME_MAX} characters"
+    if not 0 < len(found.custom_id) <= _NAME_MAX or "\0" in found.custom_id:
+        message = f"custom_id: write 1 to {_NAME_MAX} characters, none of them NUL"
         raise WrongLine("invalid_custom_id", message, "custom_id")
     if found.method != "POST":
         raise WrongLine("invalid_method", "method: only POST can be sent", "method")

@@ -18,7 +18,21 @@ TIMESTAMP_HEADER: Final = "webhook-timestamp"
 SIGNATURE_HEADER: Final = "webhook-signature"
 BODY_SIGNATURE_HEADER: Final = "x-tollgate-signature"
 TOLERANCE_S: Final = 300
-EVENTS: Final = ("job.completed", "job.failed", "job.cancelled", "job.expired")
+ENDS: Final = ("job.completed", "job.failed", "job.cancelled", "job.expired")
+TEST: Final = "webhook.test"
+PROGRESS: Final = "job.progress"
+EXPIRING: Final = "artifact.expiring"
+EVENTS: Final = (
+    *ENDS,  # what an endpoint is told that does not choose
+    "job.queued",
+    "job.running",
+    PROGRESS,
+    EXPIRING,
+    "batch.completed",
+    "batch.failed",
+    "batch.cancelled",
+    "batch.expired",
+)
 # Between an attempt and the next: the schedule of the standard.
 RETRY_DELAYS_S: Final = (5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400)
 _JITTER: Final = 0.1

@@ -99,6 +99,7 @@ class RowsResource:
             api_key_id=params.text(asked, "api_key_id"),
             request_id=params.text(asked, "request_id"),
             session_id=params.text(asked, "session_id"),
+            job_id=params.job_id(asked),
             outcome=params.outcome(asked),
         )
         answer = usage_rows(
@@ -137,6 +138,7 @@ class BucketsResource:
             model=params.text(asked, "model"),
             api_key_id=self._key_id(account_id, asked),
             request_id=params.text(asked, "request_id"),
+            job_id=params.job_id(asked),
         )
         if as_rows:
             answer = usage_items(

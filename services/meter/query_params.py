@@ -16,6 +16,7 @@ DEFAULT_WINDOW_US: Final = 30 * 86_400 * 1_000_000
 Params: TypeAlias = Mapping[str, Any]
 
 _MAX_CHARS: Final = 1024
+_JOB_NAMES: Final = ("task_", "video_")
 _MAX_SECONDS: Final = 7_258_118_400  # the year 2200
 
 
@@ -27,6 +28,15 @@ def text(params: Params, name: str) -> str:
     if len(value) > _MAX_CHARS:
         raise InvalidRequest(f"{name} is longer than {_MAX_CHARS} characters", param=name)
     return str(value)
+
+
+def job_id(params: Params) -> str:
+    """`job_id`, under any of the names that a job has."""
+    value = text(params, "job_id")
+    for name in _JOB_NAMES:
+        if value.startswith(name):
+            return "job_" + value.removeprefix(name)
+    return value
 
 
 def limit(params: Params) -> int:

@@ -28,6 +28,7 @@ class Filter(NamedTuple):
     api_key_id: str = ""
     request_id: str = ""
     session_id: str = ""
+    job_id: str = ""
     outcome: str = ""
     billed_only: bool = False
 
@@ -215,6 +216,7 @@ def _where(chosen: Filter) -> tuple[str, dict[str, Any]]:
         ("key_id = {api_key_id:String}", "api_key_id", chosen.api_key_id),
         ("request_id = {request_id:String}", "request_id", chosen.request_id),
         ("session_id = {session_id:String}", "session_id", chosen.session_id),
+        ("job_id = {job_id:String}", "job_id", chosen.job_id),
         ("outcome = {outcome:String}", "outcome", chosen.outcome),
     ):  # fmt: skip
         if value not in (None, ""):

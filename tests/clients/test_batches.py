@@ -117,6 +117,12 @@ def test_a_file_of_chats_becomes_files_of_answers_and_an_ordinary_bill(media, sd
     assert errors[0]["response"]["status_code"] == 404
     assert errors[0]["response"]["body"]["error"]["code"] == "model_not_found"
     assert all(line["response"]["body"]["choices"][0]["message"]["content"] for line in output)
+    told = [line["response"]["body"] for line in output]
+    assert made.usage is None
+    assert done.model == told[0]["model"]
+    assert done.usage.input_tokens == sum(each["usage"]["prompt_tokens"] for each in told) > 0
+    assert done.usage.output_tokens == sum(each["usage"]["completion_tokens"] for each in told)
+    assert done.usage.total_tokens == sum(each["usage"]["total_tokens"] for each in told)
     calls = media.sim.calls(after=before)
     sent = [hashlib.sha256(json.dumps(line["body"]).encode()).hexdigest() for line in lines[:9]]
     assert sorted(call["body_sha256"] for call in calls) == sorted(sent)  # byte for byte, once

@@ -1,17 +1,26 @@
 """Media through the public door of a whole installation: SDK, streams, waiting, the bill."""
 
+import contextlib
 import json
+import re
+import socket
 import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import openai
+import psutil
 import pytest
+from sqlalchemy import insert
 
+from services.backends.sql.engine import open_engine, write
+from services.backends.sql.job_tables import job_event
 from tests.parts.feature import processes, wait_until
 from tests.parts.media import media_stack
 from tests.parts.wire import request
+
+EVENTS = 12_000  # of a kilobyte each
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +165,79 @@ def test_a_stream_is_taken_up_where_it_was_cut(media):
     assert whole[-1][1] == "done"
     rest = frames(media, path, **{"last-event-id": "2"})
     assert [int(number) for number, _, _ in rest if number] == numbered[2:]
+
+
+def test_a_slow_reader_is_cut_and_goes_on_where_it_was(media):
+    """More events than all buffers on the way can hold, and a client that takes none of them."""
+    body = {"model": "sim-image", "input": {"prompt": "a fox"}}
+    job = json.loads(send(media, "POST", "/v1/jobs", body, prefer="wait=50")[2])
+    last = job["version"] + EVENTS
+    rows = [
+        {
+            "job_id": job["id"].removeprefix("job_"),
+            "seq": number,
+            "type": "progress",
+            "data": json.dumps({"progress": 1, "padding": "x" * 1000}),
+            "created_at": 0,
+        }
+        for number in range(job["version"] + 1, last + 1)
+    ]
+    engine = open_engine("sqlite:///tollgate.db", media.data_dir)
+    write(engine, lambda connection: connection.execute(insert(job_event), rows))
+    engine.dispose()
+    path = f"/v1/jobs/{job['id']}/events"
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", media.port))
+        head = f"GET {path} HTTP/1.1\r\nhost: a\r\nx-api-key: {media.key()}\r\n\r\n"
+        client.sendall(head.encode())
+        ours = client.getsockname()
+
+        def served():
+            ends = psutil.net_connections("tcp4")
+            return [each for each in ends if tuple(each.raddr) == ours and each.pid]
+
+        wait_until(lambda: client.recv(1, socket.MSG_PEEK))
+        assert served()
+        wait_until(lambda: not served(), 60)
+        taken = b""
+        client.settimeout(30)
+        with contextlib.suppress(ConnectionResetError):
+            while piece := client.recv(65536):
+                taken += piece
+    whole = taken[: taken.rindex(b"\n\n")]
+    got = [int(number) for number in re.findall(rb"^id: (\d+)$", whole, re.M)]
+    assert got == list(range(1, len(got) + 1))
+    assert 0 < len(got) < last
+    rest = frames(media, path, **{"last-event-id": str(got[-1])})
+    assert [int(number) for number, _, _ in rest if number] == list(range(got[-1] + 1, last + 1))
+    assert rest[-1][1] == "done"
+
+
+def test_a_wait_whose_client_hung_up_ends(media):
+    """Its place among the key's requests is free at once, and its job lives on."""
+    catalog, account = media._open_books().catalog, media.new_account()
+    _, key = catalog.create_key(account, "one at a time", concurrency=1)
+    film = {"model": "sim-video", "input": {"prompt": "sim:run-ms 9000", "duration_seconds": 1}}
+    asked = json.dumps(film).encode()
+    with socket.create_connection(("127.0.0.1", media.port)) as client:
+        head = f"POST /v1/jobs?wait=60 HTTP/1.1\r\nhost: a\r\nx-api-key: {key}\r\n"
+        client.sendall(head.encode() + b"content-length: %d\r\n\r\n" % len(asked) + asked)
+        wait_until(lambda: media.get("/v1/jobs", key)["data"])
+        assert request(media.port, "POST", "/v1/jobs", key=key, body=asked).status == 429
+    wait_until(lambda: request(media.port, "POST", "/v1/jobs", key=key, body=asked).status == 202)
+    jobs = media.get("/v1/jobs", key)["data"]
+    assert [each["cancel"]["requested_at"] for each in jobs] == [None, None]
+    for each in jobs:
+        path = f"/v1/jobs/{each['id']}/cancel"
+        assert request(media.port, "POST", path, key=key).status in (200, 202)
+
+
+def test_a_path_that_no_request_line_can_carry_is_no_job(media):
+    for path in ("/v1/jobs/x%0d%0ax-evil:%201", "/v1/jobs/%20", "/v1/jobs/%C3%BC/events"):
+        began_s = time.monotonic()
+        assert send(media, "GET", path)[0] == 404
+        assert time.monotonic() - began_s < 5
 
 
 def test_a_wait_ends_with_its_time(media):

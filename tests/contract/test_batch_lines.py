@@ -4,13 +4,13 @@ import pytest
 from sqlalchemy import insert, update
 
 from services.backends.sql.batch_claims import BatchClaims
-from services.backends.sql.batch_lines import ANSWER_LOST, BatchLines
+from services.backends.sql.batch_lines import BatchLines
 from services.backends.sql.batch_records import BatchLost, NewLine, request_of
 from services.backends.sql.batches import Batches
 from services.backends.sql.engine import write
 from services.backends.sql.lease_records import LeaseEnd
 from services.backends.sql.tables import dead_event, incarnation, settlement
-from services.core.batches import LineState, Phase
+from services.core.batches import LineState, Lost, Phase
 from tests.parts.postgres import database_url, engine  # noqa: F401
 from tests.parts.sql_world import INCARNATION, World
 
@@ -54,16 +54,16 @@ class House:
         statement = update(incarnation).where(incarnation.c.id == incarnation_id)
         write(self.engine, lambda c: c.execute(statement.values(state=state)))
 
-    def settled(self, request_id):
+    def settled(self, request_id, outcome="completed", charged_nano=1):
         row = {
             "request_id": request_id,
             "event_id": f"{request_id}:usage",
             "account_id": self.world.account.id,
             "key_id": self.world.key.id,
-            "charged_nano": 1,
-            "cost_nano": 1,
+            "charged_nano": charged_nano,
+            "cost_nano": charged_nano,
             "provider_cost_nano": 0,
-            "outcome": "completed",
+            "outcome": outcome,
             "occurred_at": 1,
         }
         write(self.engine, lambda c: c.execute(insert(settlement).values(row)))
@@ -109,27 +109,31 @@ def test_a_try_is_taken_once_and_never_after_it_was_given_up(house):
 
 
 def test_a_taken_line_waits_for_the_books(house):
-    held = house.started(5)
-    lines = house.lines.begin(held, 5)
+    held = house.started(7)
+    lines = house.lines.begin(held, 7)
     house.world.budgets.open_incarnation("edge-2", "edge", "here")
-    for line, worker in zip(lines, [INCARNATION] * 3 + ["edge-2", "edge-2"], strict=True):
+    for line, worker in zip(lines, [INCARNATION] * 5 + ["edge-2", "edge-2"], strict=True):
         assert house.lines.take(held.id, line.no, 1, worker)
-    assert house.lines.left(held, lines, over=False) == 5
+    assert house.lines.left(held, lines, over=False) == 7
     house.settled(request_of(held, lines[0]))
+    house.settled(request_of(held, lines[3]), "client_gone", 0)
+    house.settled(request_of(held, lines[4]), "failed", 0)
     house.dead(request_of(held, lines[1]))
     house.move("edge-2", "lost")
     assert house.lines.left(held, lines, over=False) == 1
     told = [house.line(held, line.no) for line in lines]
     assert [(each.state, each.code) for each in told] == [
-        (LineState.ERRORED, ANSWER_LOST),
-        (LineState.ERRORED, ANSWER_LOST),
+        (LineState.ERRORED, Lost.CHARGED),
+        (LineState.ERRORED, Lost.UNKNOWN),
         (LineState.SENDING, ""),
-        (LineState.ERRORED, ANSWER_LOST),
-        (LineState.ERRORED, ANSWER_LOST),
+        (LineState.ERRORED, Lost.INTERRUPTED),
+        (LineState.ERRORED, Lost.FAILED),
+        (LineState.ERRORED, Lost.UNKNOWN),
+        (LineState.ERRORED, Lost.UNKNOWN),
     ]
-    assert house.claims.now(held).errored == 4
+    assert house.claims.now(held).errored == 6
     assert house.lines.left(held, [lines[2]], over=True) == 0
-    assert house.claims.now(held).errored == 5
+    assert house.claims.now(held).errored == 7
 
 
 def test_what_a_closed_worker_never_admitted_is_sent_again(house):

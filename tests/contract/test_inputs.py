@@ -54,8 +54,9 @@ def test_what_we_have_is_not_fetched():
 )
 def test_closed_places_are_not_asked(url):
     with server(says("content-length: 0")) as there:
-        with pytest.raises(InputMissing, match="image"):
-            files(url.format(there.port), allow=())
+        for takes_urls in (False, True):  # nor is a provider sent there, which may reach more
+            with pytest.raises(InputMissing, match="image"):
+                files(url.format(there.port), allow=(), takes_urls=takes_urls)
         assert there.heads == []
 
 

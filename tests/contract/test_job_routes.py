@@ -6,14 +6,19 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
-from sqlalchemy import update
+from sqlalchemy import select, update
 
+from services.backends import settings
 from services.backends.sql import job_tables
-from services.backends.sql.engine import write
+from services.backends.sql.engine import now_us, read, write
+from services.backends.sql.housekeeping import Housekeeping
+from services.batch.links import LinkSigner
 from services.core import webhooks
 from tests.parts.batch_house import BatchHouse
+from tests.parts.kafka import free_port
 from tests.parts.postgres import POSTGRES, SQLITE, drop_database, postgres_url
 from tests.parts.sim import Sim
 from tests.parts.sqlite import migrated_url
@@ -28,14 +33,43 @@ def media_sim(tmp_path_factory):
     made.stop()
 
 
+class Edge(BaseHTTPRequestHandler):
+    """Answers every line of a batch alike."""
+
+    def do_POST(self):
+        self.rfile.read(int(self.headers["content-length"]))
+        told = b'{"type": "message"}'
+        self.send_response(200)
+        self.send_header("content-length", str(len(told)))
+        self.end_headers()
+        self.wfile.write(told)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def edge_url():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Edge)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
 @pytest.fixture(scope="module", params=[SQLITE, POSTGRES])
-def running(request, tmp_path_factory, media_sim):
+def running(request, tmp_path_factory, media_sim, edge_url):
     """One service for all tests of an engine."""
     os.environ["TOLLGATE_TEST_UPSTREAM"] = "upstream-secret"
     folder = tmp_path_factory.mktemp("house")
     url = migrated_url(folder) if request.param == "sqlite" else postgres_url()
     made = BatchHouse(
-        folder / "data", url, media_sim.base_url, callback_networks="127.0.0.0/8", gone_s=1
+        folder / "data",
+        url,
+        media_sim.base_url,
+        callback_networks="127.0.0.0/8",
+        gone_s=1,
+        edge_url=edge_url,
     )
     made.start()
     yield made
@@ -134,11 +168,24 @@ def test_many_submissions_under_one_name_at_once_make_one_task(house):
         ({"model": "sim-image", "params": {}}, (400, "invalid_param")),
         ({"model": "nothing", "params": {"prompt": "a"}}, (404, "model_not_found")),
         ({"params": {"prompt": "a"}}, (400, "invalid_param")),
+        (
+            {"model": "sim-image", "params": {"prompt": "a"}, "out_task_id": "a\0b"},
+            (400, "invalid_param"),
+        ),
     ],
 )
 def test_what_cannot_be_made_is_refused_and_holds_nothing(house, body, expected):
     assert code(house.call("POST", "/v1/tasks/submit", body)) == expected
     assert house.jobs() == []
+
+
+def test_times_that_no_calendar_has_are_refused_or_bounded(house):
+    """A result that could not be written down would be made, paid by us and never delivered."""
+    body = {"model": "sim-image", "input": {"prompt": "a"}, "retention_seconds": 10**15}
+    assert code(house.call("POST", "/v1/jobs", body)) == (400, "invalid_param")
+    body |= {"retention_seconds": 366 * 86_400, "start_within_seconds": 10**15}
+    status, made = house.call("POST", "/v1/jobs", body | {"deadline_seconds": 10**15})
+    assert (status, house.wait_for(made["id"])["state"]) == (202, "completed")
 
 
 def test_a_body_over_a_megabyte_is_refused(house):
@@ -165,6 +212,13 @@ def test_a_running_video_cannot_be_stopped_there_but_is_over_and_free_here(house
     assert job["cost"]["charged_nano"] == 0
     again = house.call("POST", f"/v1/jobs/{made['id']}/cancel")
     assert (again[0], again[1]["version"]) == (200, job["version"])
+    task_id = made["id"].replace("job_", "task_")
+    before = query_task(house, task_id=task_id)[1]
+    assert before["status"] == "cancelled"
+    for path, body in ((f"/v1/tasks/cancel/{task_id}", {}), ("/v1/tasks/cancel", before)):
+        status, told = house.call("POST", path, body)
+        assert (status, told["status"]) == (200, "cancelled")
+    assert query_task(house, task_id=task_id)[1] == before
     house.check()
 
 
@@ -221,7 +275,7 @@ def test_what_delivers_nothing_usable_is_free(house, fault, error):
 
 @pytest.mark.parametrize(
     "fault",
-    ["poll-500-2", "poll-404-2", "poll-garbage-2", "artifact-500-1", "artifact-truncated-1"],
+    ["poll-500-1+poll-429-1+poll-404-2+poll-garbage-1", "artifact-500-1", "artifact-truncated-1"],
 )
 def test_trouble_on_the_way_is_no_verdict(house, fault):
     made = house.submit("sim-video", prompt=f"a fox sim:fault {fault}", duration_seconds=1)
@@ -248,6 +302,12 @@ def test_links_work_without_a_key_until_they_are_over_or_altered(house):
     assert house.call("GET", path[:-2] + "xx")[0] == 403
     assert house.call("GET", path.replace("e=1", "e=2"))[0] == 403
     assert house.call("GET", path.replace("/a/art_0", "/a/art_1"))[0] == 403
+    artifact = SimpleNamespace(id=job["output"][0]["artifact_id"], expires_at=2**60)
+    secret, hour_us = settings.load_secret(house.folder), 3600 * 10**6
+    for age_us, expected in ((0, 200), (2 * hour_us, 403)):
+        clock = SimpleNamespace(now_us=lambda age_us=age_us: time.time_ns() // 1000 - age_us)
+        query, _ = LinkSigner(secret, clock, 3600).query(artifact)
+        assert house.call("GET", f"/a/{artifact.id}?{query}", raw=True)[0] == expected
 
 
 def test_what_was_kept_long_enough_is_gone_and_its_bill_stays(house):
@@ -292,8 +352,12 @@ def test_lists_turn_pages_without_skipping_or_repeating(house):
         if not page["has_more"]:
             break
         cursor = f"&cursor={page['next_cursor']}"
+        house.submit("sim-image")  # newer than every page
+        altered = cursor[:-1] + ("A" if cursor[-1] != "A" else "B")
+        for wrong in ("&cursor=bm9uZQ", altered, cursor[:20] + "x" + cursor[21:]):
+            answer = house.call("GET", f"/v1/jobs?limit=2{wrong}")
+            assert code(answer) == (400, "invalid_param")
     assert seen == made[::-1]
-    assert code(house.call("GET", "/v1/jobs?cursor=bm9uZQ")) == (400, "invalid_param")
 
 
 def test_events_are_numbered_and_the_same_for_everybody(house):
@@ -363,15 +427,20 @@ def test_what_comes_after_the_end_is_attached_free_of_charge(house):
     house.check()
 
 
-def test_a_job_that_is_too_old_is_free(house):
+def test_a_job_that_is_too_old_is_ended_there_and_free(house, media_sim):
+    mark = f"too old {house.account.id}"
     body = {
-        "model": "sim-video",
-        "input": {"prompt": "a sim:run-ms 60000", "duration_seconds": 1},
+        "model": "veo-3.1",
+        "input": {"prompt": f"{mark} sim:run-ms 60000", "duration_seconds": 1},
         "deadline_seconds": 2,
     }
     made = house.call("POST", "/v1/jobs", body)[1]
+    assert made["cost"]["held_nano"] > 0
     job = house.wait_for(made["id"])
     assert (job["state"], job["error"]["code"]) == ("failed", "deadline_exceeded")
+    assert (job["cost"]["held_nano"], job["cost"]["charged_nano"]) == (0, 0)
+    (there,) = [each for each in media_sim.media_jobs() if mark in each["prompt"]]
+    assert there["state"] == "cancelled"
     house.check()
 
 
@@ -396,14 +465,22 @@ def test_a_word_of_the_provider_makes_us_look_at_once(house):
 
 
 class Receiver(BaseHTTPRequestHandler):
-    """Answers what the test says, then 200."""
+    """Answers what the test says, or the path (`/429`; `/0` is no answer), then 200."""
 
     def do_POST(self):
         body = self.rfile.read(int(self.headers["content-length"]))
         headers = {name.lower(): value for name, value in self.headers.items()}
         self.server.got.append((headers, body))
-        self.send_response(self.server.answers.pop(0) if self.server.answers else 200)
-        self.end_headers()
+        named = self.path[1:]
+        status = self.server.answers.pop(0) if self.server.answers else 200
+        status = int(named) if named.isdecimal() else status
+        if status:
+            self.send_response(status)
+            self.send_header("location", "http://169.254.169.254/")
+            if named.isdecimal():
+                self.send_header("retry-after", "120")
+            self.end_headers()
+            self.wfile.write(b"as it \0 was")
 
     def log_message(self, *args):
         pass
@@ -441,6 +518,17 @@ def test_a_callback_is_signed_and_sent_again_until_it_is_taken(house, receiver):
     assert [(each["attempts"], each["response_status"]) for each in sent] == [(2, 200)]
 
 
+def test_a_receiver_that_cannot_be_reached_tells_nothing_of_where_it_is(house):
+    """Who names a receiver learns neither what our name server knows nor how we connect."""
+    port = free_port()
+    for url in (f"http://127.0.0.1:{port}/", "http://2852039166/", f"http://localhost:{port}/"):
+        hook = house.call("POST", HOOKS, {"url": url})[1]
+        told = house.call("POST", f"{HOOKS}/{hook['id']}/test")[1]
+        assert (told["delivered"], told["response_status"]) == (False, 0)
+        for word in ("169.254", "127.0", "::1", "Error", "Pool", "Errno", "object at"):
+            assert word not in told["message"], told
+
+
 def test_a_callback_into_a_closed_network_is_never_sent(house):
     url = "http://169.254.169.254/latest/meta-data"
     made = submit_task(house, params={"prompt": "a fox"}, callback_url=url)[1]
@@ -451,7 +539,130 @@ def test_a_callback_into_a_closed_network_is_never_sent(house):
     assert (sent["response_status"], sent["next_attempt_at"]) == (0, None)
 
 
+@pytest.mark.parametrize(
+    ("answer", "least_s", "most_s"),
+    [(500, 120, 121), (302, 120, 121), (429, 120, 121), (0, 5, 5.5), (410, None, None)],
+)
+def test_each_answer_of_a_receiver_follows_the_schedule(house, receiver, answer, least_s, most_s):
+    """The receiver's wish is honoured; one that says nothing is called by the schedule."""
+    url = receiver.url.replace("/hook", f"/{answer}")
+    made = submit_task(house, params={"prompt": "a fox"}, callback_url=url)[1]
+    path = f"/v1/jobs/{made['task_id'].replace('task_', 'job_')}/deliveries"
+    row, seen = job_tables.delivery, []
+
+    def tried():
+        mine = select(row.c.tries, row.c.next_at, row.c.status, now_us()).where(row.c.url == url)
+        seen[:] = read(house.engine, lambda c: c.execute(mine).all())
+        return seen and seen[0].tries
+
+    house.until(tried, "the first try")
+    _, next_at, status, now = seen[0]
+    assert status == answer
+    assert house.call("GET", path)[1]["data"][0]["response_status"] == answer
+    if least_s is None:
+        assert next_at is None
+    else:
+        assert (next_at - now) / 1e6 <= most_s
+        assert (next_at - now) / 1e6 > least_s - 5
+    assert len(receiver.got) == 1
+
+
 HOOKS = "/v1/webhooks/endpoints"
+
+
+def told_to(receiver, kind):
+    found = [json.loads(body) for _, body in receiver.got]
+    return [each for each in found if each.get("type") == kind]
+
+
+def test_an_endpoint_may_ask_for_more_than_ends(house, receiver):
+    plain = house.call("POST", HOOKS, {"url": receiver.url + "?ends"})[1]
+    assert set(plain["events"]) == {
+        f"job.{s}" for s in ("completed", "failed", "cancelled", "expired")
+    }
+    wanted = ["job.queued", "job.running", "job.progress", "job.completed"]
+    hook = house.call("POST", HOOKS, {"url": receiver.url, "events": wanted})[1]
+    asked = {"prompt": "a fox sim:run-ms 1500", "duration_seconds": 1}
+    body = {"model": "sim-video", "params": asked, "callback_url": receiver.url}
+    task = house.call("POST", "/v1/tasks/submit", body)[1]["task_id"]
+    job_id = task.replace("task_", "job_")
+    done = house.wait_for(job_id)
+    path = f"{HOOKS}/{hook['id']}/deliveries"
+
+    def delivered():
+        found = house.call("GET", path)[1]["data"]
+        return [each["type"] for each in found if each["delivered_at"]]
+
+    house.until(lambda: "job.completed" in delivered(), "the end to be told")
+    house.until(lambda: {"job.queued", "job.running"} <= set(delivered()), "all to be told")
+    assert delivered().count("job.progress") <= 1, "one in five seconds"
+    for kind in ("job.queued", "job.running"):
+        (told,) = told_to(receiver, kind)
+        assert (told["data"]["id"], told["data"]["object"]) == (job_id, "job")
+        assert 1 <= told["data"]["version"] <= done["version"]
+    sent = house.call("GET", f"/v1/jobs/{job_id}/deliveries")[1]["data"]
+    others = [each["type"] for each in sent if each["endpoint_id"] != hook["id"]]
+    assert sorted(others) == ["job.completed"] * 2, "the callback and the other endpoint: ends only"
+    for each in (plain, hook):
+        house.call("DELETE", f"{HOOKS}/{each['id']}")
+
+
+def test_an_endpoint_is_tried_out(house, receiver):
+    hook = house.call("POST", HOOKS, {"url": receiver.url})[1]
+    path = f"{HOOKS}/{hook['id']}"
+    receiver.answers = [204, 500]
+    status, told = house.call("POST", path + "/test")
+    assert (status, told["delivered"], told["response_status"]) == (200, True, 204)
+    headers, body = receiver.got[0]
+    assert headers["webhook-id"] == told["id"]
+    assert webhooks.verify(hook["secret"], headers, body, int(time.time()))
+    assert json.loads(body)["type"] == "webhook.test"
+    told = house.call("POST", path + "/test")[1]
+    assert (told["delivered"], told["response_status"]) == (False, 500)
+    assert house.call("GET", path)[1]["failing_since"] is None
+    assert house.call("GET", path + "/deliveries")[1]["data"] == []
+    stranger = house.catalog.create_account(f"stranger-{house.account.id}")
+    theirs, _ = house.catalog.create_key(stranger.id, "other")
+    assert code(house.call("POST", path + "/test", key=theirs)) == (404, "not_found")
+    closed = house.call("POST", HOOKS, {"url": "http://169.254.169.254/"})[1]
+    told = house.call("POST", f"{HOOKS}/{closed['id']}/test")[1]
+    assert (told["delivered"], told["response_status"]) == (False, 0)
+
+
+def test_an_endpoint_is_told_of_artifacts_that_are_soon_over(house, receiver):
+    hook = house.call("POST", HOOKS, {"url": receiver.url, "events": ["artifact.expiring"]})[1]
+    ended = [house.wait_for(house.submit("sim-image")["id"]) for _ in range(2)]
+    housekeeping, day_us = Housekeeping(house.engine), 86_400 * 10**6
+    assert housekeeping.announce(10) == 0, "they are kept for a week"
+    artifact = job_tables.artifact
+    mine = artifact.c.id == ended[0]["output"][0]["artifact_id"]
+    soon = {"created_at": now_us() - 2 * day_us, "expires_at": now_us() + day_us // 2}
+    write(house.engine, lambda c: c.execute(update(artifact).where(mine).values(soon)))
+    assert [housekeeping.announce(10) for _ in range(2)] == [1, 0]
+    house.until(lambda: receiver.got, "the warning")
+    (told,) = told_to(receiver, "artifact.expiring")
+    assert told["data"]["id"] == ended[0]["id"]
+    assert told["data"]["output"][0]["expires_at"] < ended[0]["output"][0]["expires_at"]
+    house.call("DELETE", f"{HOOKS}/{hook['id']}")
+
+
+def test_an_endpoint_is_told_of_batches(house, receiver):
+    hook = house.call("POST", HOOKS, {"url": receiver.url, "events": ["batch.completed"]})[1]
+    line = {"model": "claude-haiku-4-5", "max_tokens": 5, "messages": []}
+    body = {"requests": [{"custom_id": "one", "params": line}]}
+    made = house.call("POST", "/v1/messages/batches", body)[1]
+    house.until(lambda: receiver.got, "the end of the batch")
+    (told,) = told_to(receiver, "batch.completed")
+    data = told["data"]
+    assert (data["id"], data["status"]) == (made["id"], "completed")
+    assert data["request_counts"] == {"total": 1, "completed": 1, "failed": 0}
+    path = f"{HOOKS}/{hook['id']}/deliveries"
+    house.until(lambda: house.call("GET", path)[1]["data"][0]["delivered_at"], "the log")
+    (row,) = house.call("GET", path)[1]["data"]
+    assert (row["job_id"], row["type"]) == (None, "batch.completed")
+    redeliver(house, f"{HOOKS}/{hook['id']}")
+    house.until(lambda: len(receiver.got) == 2, "what was asked for by hand")
+    house.call("DELETE", f"{HOOKS}/{hook['id']}")
 
 
 def test_an_endpoint_is_told_of_the_jobs_of_its_account(house, receiver):

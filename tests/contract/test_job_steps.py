@@ -1,20 +1,32 @@
 """Steps of jobs against upstreams that do what the test says: what may have been made is never made
 twice, what was made is never let go."""
 
+import os
 import threading
 
 import pytest
+from sqlalchemy import update
 
+from services.backends.objects.port import NotStored, StoreUnavailable
+from services.backends.sql.engine import write
+from services.backends.sql.housekeeping import Housekeeping
+from services.backends.sql.job_tables import artifact
+from services.backends.telemetry import metric
 from services.batch.providers.port import (
     Done,
+    Failed,
+    Later,
     NotSent,
     Output,
     Refused,
     Running,
     Submitted,
+    TooLate,
     Unclear,
     Unsupported,
 )
+from services.batch.sweeps import Sweeps
+from services.core.jobs import TERMINAL
 from tests.parts.postgres import database_url, engine  # noqa: F401
 from tests.parts.stack import ROOT
 from tests.parts.steps_house import Scripted, StepsHouse
@@ -121,3 +133,149 @@ def test_units_that_no_provider_can_mean_are_bounded(opened, told):
     ended = house.until_ended(house.submit().id)
     assert ended.phase == "completed"
     assert 0 < ended.charged_nano <= ended.hold_nano
+
+
+def test_a_word_that_nobody_knows_is_counted_and_no_verdict(opened):
+    one = Scripted("one", poll=[Running(word="baffled"), Running(word="baffled"), FILM])
+    counted = metric("tollgate_unknown_state_total").labels("one")
+    before = counted._value.get()
+    house = opened(one)
+    assert house.until_ended(house.submit().id).phase == "completed"
+    assert counted._value.get() == before + 2
+
+
+@pytest.mark.parametrize("answer", [Later(message="busy", status=503), TooLate()])
+def test_an_end_that_cannot_be_asked_for_now_keeps_nobody_from_looking(opened, answer):
+    """It is finished meanwhile: delivered, for it was too late."""
+    asked = threading.Event()
+
+    def poll(task):
+        return FILM if asked.is_set() else Running()
+
+    one = Scripted("one", poll=[poll])
+    one.cancel = lambda http, channel, task: asked.set() or answer
+    house = opened(one)
+    made = house.submit()
+    house.until(lambda: one.asked["poll"])
+    house.parts.jobs.cancel(made.id)
+    ended = house.until_ended(made.id)
+    assert (ended.phase, ended.cancel_outcome) == ("completed", "too_late")
+
+
+def stored(house, job_id):
+    (made,) = house.parts.jobs.artifacts([job_id])
+    with house.parts.store.open(made.sha256) as file:
+        return len(file.read()) == made.bytes
+
+
+def expire(house, job_id):
+    mine = artifact.c.job_id == job_id
+    write(house.engine, lambda c: c.execute(update(artifact).where(mine).values(expires_at=1)))
+
+
+def test_what_is_delivered_stays_though_equal_bytes_are_let_go_meanwhile(opened):
+    """The sweep comes between the storing of the second film and its completion."""
+    one = Scripted("one", poll=[FILM])
+    house = opened(one)
+    first = house.until_ended(house.submit().id)
+    expire(house, first.id)
+    sweeps = Sweeps(house.parts, Housekeeping(house.engine))
+    complete = house.parts.ends.complete
+
+    def swept(*args):
+        sweeps._retention()
+        complete(*args)
+
+    house.parts.ends.complete = swept
+    second = house.until_ended(house.submit().id)
+    assert second.phase == "completed"
+    assert stored(house, second.id)
+
+
+def test_a_store_that_is_away_keeps_nothing_for_ever(opened):
+    one = Scripted("one", poll=[FILM])
+    house = opened(one)
+    ended = house.until_ended(house.submit().id)
+    expire(house, ended.id)
+    store, sweeps = house.parts.store, Sweeps(house.parts, Housekeeping(house.engine))
+    (made,) = house.parts.jobs.artifacts([ended.id])
+    for path in (house.folder / "artifacts").rglob(made.sha256):
+        os.utime(path, (1, 1))
+    delete = store.delete
+
+    def away(sha256, **more):
+        raise StoreUnavailable("away")
+
+    store.delete = away
+    with pytest.raises(StoreUnavailable):
+        sweeps._retention()
+    store.delete = delete
+    assert stored(house, ended.id)
+    sweeps._retention()
+    with pytest.raises(NotStored):
+        store.open(made.sha256)
+    assert house.parts.jobs.artifacts([ended.id])[0].deleted_at is not None
+
+
+def test_what_upstreams_say_may_hold_any_byte(opened):
+    """PostgreSQL stores no NUL: a body of bytes is no reason to let a generation go."""
+    said = "binary \0 body"
+    one = Scripted(
+        "one",
+        create=[Refused(status=503, message=said, another=True), Submitted(upstream_id="up-1")],
+        poll=[Later(message=said, status=502), FILM],
+    )
+    house = opened(one)
+    assert house.until_ended(house.submit().id).phase == "completed"
+    other = Scripted("one", poll=[Failed(code="x", message=said)])
+    house.parts.providers["one"] = other
+    assert house.until_ended(house.submit().id).error_code == "upstream_failed"
+
+
+def test_one_late_result_that_cannot_be_read_keeps_no_other_from_its_client(opened):
+    finished = threading.Event()
+
+    def poll(task):
+        if not finished.is_set():
+            return Running()
+        return 1 // 0 if task.upstream_id.startswith(f"up-{broken.id}") else FILM
+
+    one = Scripted("one", poll=[poll])
+    house = opened(one, deadline_s=1)
+    broken, well = house.submit(), house.submit()
+    for each in (broken, well):
+        assert house.until_ended(each.id).error_code == "deadline_exceeded"
+    finished.set()
+    Sweeps(house.parts, Housekeeping(house.engine))._watch()
+    (late,) = house.parts.jobs.artifacts([well.id])
+    assert late.late
+    assert not house.parts.jobs.artifacts([broken.id])
+
+
+def test_the_time_of_a_job_ends_though_its_upstream_hangs(opened):
+    """Most threads hang with it; what its other jobs wait for is over all the same, and what
+    another upstream makes is made."""
+    release = threading.Event()
+    hung = Scripted("hung", model="veo-3.1", poll=[lambda task: release.wait(60) and Running()])
+    well = Scripted("well", poll=[FILM])
+    house = opened(hung, well, threads=4, deadline_s=3)
+    try:
+        made = [house.submit("veo-3.1").id for _ in range(6)]
+        house.until(lambda: len(hung.asked["poll"]) == 3)
+        assert house.until_ended(house.submit().id).phase == "completed"
+
+        def over():
+            return [each for each in map(house.parts.jobs.get, made) if each.phase in TERMINAL]
+
+        house.until(lambda: len(over()) == 3)
+        assert {each.error_code for each in over()} == {"deadline_exceeded"}
+        assert len(hung.asked["poll"]) == 3
+    finally:
+        release.set()
+
+
+def test_a_film_that_the_provider_filtered_is_blocked_and_free(opened):
+    """It is done there, without an error and without a film."""
+    house = opened(Scripted("one", poll=[Done(outputs=(), filtered=True)]))
+    ended = house.until_ended(house.submit().id)
+    assert (ended.phase, ended.error_code, ended.charged_nano) == ("failed", "safety_blocked", 0)

@@ -4,7 +4,9 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -73,8 +75,11 @@ def test_bytes_come_out_as_they_went_in(store):
     for first, last in ((0, 0), (10, 19), (len(data) - 5, len(data) - 1)):
         assert read(store, draft.sha256, first, last) == data[first : last + 1]
     assert read(store, draft.sha256, 699_990) == data[699_990:]
+    assert not store.delete(draft.sha256, idle_s=600.0), "they were kept a moment ago"
+    assert read(store, draft.sha256) == data
     for _ in range(2):
-        store.delete(draft.sha256)
+        assert store.delete(draft.sha256)
+    assert store.delete(draft.sha256, idle_s=600.0)
     with pytest.raises(NotStored):
         store.open(draft.sha256)
 
@@ -131,6 +136,47 @@ print(peak() - before)
     )
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 40, done.stdout
+
+
+HALF = 1 << 17
+
+
+class Halting(BaseHTTPRequestHandler):
+    """A bucket whose answer stops half-way until it may go on."""
+
+    def do_GET(self):
+        assert self.headers["range"] == f"bytes=100-{99 + 2 * HALF}"
+        self.send_response(206)
+        self.send_header("content-length", str(2 * HALF))
+        self.end_headers()
+        self.wfile.write(b"a" * HALF)
+        self.server.may_go_on.wait(30)
+        self.wfile.write(b"b" * (HALF if self.server.whole else HALF // 2))
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_bytes_of_a_bucket_are_there_as_they_arrive(on_bucket, tmp_path, whole):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Halting)
+    server.may_go_on, server.whole = threading.Event(), whole
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    on_bucket["artifacts__endpoint_url"] = f"http://127.0.0.1:{server.server_port}"
+    store = object_store(load(None, {}, data_dir=str(tmp_path), **on_bucket))
+    try:
+        with store.open("ab" * 32, 100, 99 + 2 * HALF) as file:
+            assert file.read(HALF) == b"a" * HALF
+            assert not server.may_go_on.is_set()
+            server.may_go_on.set()
+            if whole:
+                assert file.read() == b"b" * HALF
+            else:
+                with pytest.raises(StoreUnavailable):
+                    file.read()
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 def test_a_bucket_that_is_away_or_none_of_ours_is_told(on_bucket, tmp_path, bucket):

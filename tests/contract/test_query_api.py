@@ -199,7 +199,9 @@ def test_filters(house):
         at(5, 1, key_id="key_b", session_id="s2"),
         at(4, 2, error, outcome=Outcome.CLIENT_GONE),
         at(3, 3, model="gpt-5.2", priced_as="gpt-5.2"),
-        at(2, 4, model="claude-sonnet-4-6-20260101", outcome=Outcome.CLIENT_ABORTED),
+        at(
+            2, 4, model="claude-sonnet-4-6-20260101", outcome=Outcome.CLIENT_ABORTED, job_id="job_1"
+        ),
     )
 
     def found(**params):
@@ -208,6 +210,15 @@ def test_filters(house):
     assert found() == [4, 3, 2, 1]
     assert found(api_key_id="key_b") == [1]
     assert found(session_id="s2") == [1]
+    for name in ("job_1", "task_1", "video_1"):
+        assert found(job_id=name) == [4]
+        totals = house.get("/api/v1/me/usage", job_id=name)["totals"]
+        assert (
+            totals["call_count"]
+            == len(house.get("/api/v1/me/usage", job_id=name, limit=9)["items"])
+            == 1
+        )
+    assert found(job_id="job_2") == []
     assert found(outcome="client_gone") == [2]
     assert found(model="gpt-5.2") == [3]
     assert found(model=MODEL) == [4, 2, 1]

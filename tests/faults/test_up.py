@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from services.cli.ground import require_port
+from services.core.artifacts import inspect
 from tests.conftest import part_missing
 from tests.parts.clients import BIN, NO_NETWORK
 
@@ -257,8 +258,29 @@ def test_the_printed_examples_run_by_paste(up, tmp_path):
     ]
     assert "claude-haiku-4-5" in paste(running, "tollgate usage", tmp_path)
     assert "claude-haiku-4-5" in paste(running, "tollgate sql", tmp_path)
+    watch_a_video_by_curl(running, tmp_path)
+    wait_for_rows(running, 3)
     assert paste(running, "tollgate reconcile", tmp_path).splitlines()[-1] == "equal"
     assert running.stop() == 0
+
+
+def watch_a_video_by_curl(running, folder):
+    """The lines of the README, as they stand but for the port and the data folder."""
+    lines = [line[4:] for line in (ROOT / "README.md").read_text("utf-8").splitlines()]
+    first = lines.index("url=http://127.0.0.1:8080")
+    block = "\n".join(lines[first : lines.index("ls -l fox.mp4") + 1])
+    for usual, here in (("8080", str(running.port)), ("data/", f"{running.folder}/")):
+        assert block.count(usual) == 1
+        block = block.replace(usual, here)
+    done = subprocess.run(
+        ["bash", "-euc", block], cwd=folder, capture_output=True, text=True, timeout=90, check=False
+    )
+    assert done.returncode == 0, (done.stdout, done.stderr)
+    assert "event: snapshot" in done.stdout
+    assert '"state":"completed"' in done.stdout.partition("event: done")[2]
+    film = (folder / "fox.mp4").read_bytes()
+    found = inspect(film, len(film))
+    assert (found.mime, found.duration_ms) == ("video/mp4", 2000)
 
 
 @pytest.mark.parametrize(

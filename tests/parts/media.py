@@ -14,7 +14,7 @@ PROVIDERS = {
 
 def media_stack(folder):
     """A generator for a fixture; afterwards all that went through it must add up."""
-    stack = Stack(folder)
+    stack = Stack(folder, {"edge": {"event_stall_s": 2}})
     with stack.config_file.open("a") as file:
         for provider, models in PROVIDERS.items():
             file.write(

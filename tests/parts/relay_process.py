@@ -2,8 +2,8 @@
 
     python -m tests.parts.relay_process FOLDER BUS_JSON [--data-dir DIR]
 
-BUS_JSON is a `schemas.config.Bus`; with --data-dir the relay also ships that database's outbox and
-reaps."""
+BUS_JSON is a `schemas.config.Bus`; with --data-dir the relay also ships the outbox of the database
+there (or of the one at --database) and reaps."""
 
 import argparse
 import json
@@ -61,12 +61,18 @@ def first_copies(events: list) -> list:
 
 class RelayProcess:
     def __init__(
-        self, folder: Path, bus: schema.Bus, *, crash_at: str = "", data_dir: Path | None = None
+        self,
+        folder: Path,
+        bus: schema.Bus,
+        *,
+        crash_at: str = "",
+        data_dir: Path | None = None,
+        database: str = DATABASE,
     ) -> None:
         command = [sys.executable, "-m", "tests.parts.relay_process", str(folder)]
         command.append(msgspec.json.encode(bus).decode())
         if data_dir is not None:
-            command += ["--data-dir", str(data_dir)]
+            command += ["--data-dir", str(data_dir), "--database", database]
         self._log = (folder.parent / f"relay-{time.monotonic_ns()}.log").open("w+")
         self.process = subprocess.Popen(
             command,
@@ -121,6 +127,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     parser.add_argument("bus")
     parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--database", default=DATABASE)
     args = parser.parse_args()
     import structlog
 
@@ -135,7 +142,7 @@ def main() -> int:
         from services.backends.sql.engine import open_engine
         from services.backends.sql.outbox import SqlOutbox
 
-        engine = open_engine(DATABASE, args.data_dir)
+        engine = open_engine(args.database, args.data_dir)
         sql_outbox, budgets = SqlOutbox(engine), Budgets(engine)
     settings = schema.Meter(relay_poll_s=0.01, relay_batch=500)
     relay = Relay(args.folder, open_bus(config), sql_outbox, SystemClock(), settings, budgets)

@@ -40,8 +40,9 @@ class Scripted:
 
     kinds = ("image", "video")
 
-    def __init__(self, name, *, create=(), poll=(), find=(), **traits):
+    def __init__(self, name, *, create=(), poll=(), find=(), model="sim-video", **traits):
         self.name = name
+        self.model = model
         self.traits = Traits(**{"poll_min_s": 0.05, "poll_max_s": 0.1, **traits})
         self.answers = {"create": list(create), "poll": list(poll), "find": list(find)}
         self.asked = defaultdict(list)
@@ -71,21 +72,21 @@ class Scripted:
 
 
 class StepsHouse:
-    """`upstreams` serve the model `sim-video` in that order. The engine runs between `start` and
-    `stop`."""
+    """Of `upstreams` with the same model the first is asked first. The engine runs between `start`
+    and `stop`."""
 
     def __init__(self, engine, folder: Path, *upstreams: Scripted, **batch):
         given = {"poll_s": 0.05, "claim_s": 5.0, "unknown_grace_s": 0.1, **batch}
         named = {f"batch__{name}": value for name, value in given.items()}
         self.config = settings.load(None, {}, data_dir=str(folder), **named)
-        self.engine, clock = engine, SystemClock()
+        self.engine, self.folder, clock = engine, folder, SystemClock()
         catalog = Catalog(engine, settings.load_secret(folder))
         channels = [
             shape.Channel(
                 name=each.name,
                 provider=each.name,
                 base_url="http://upstream.test",
-                models=["sim-video"],
+                models=[each.model],
                 priority=-place,
             )
             for place, each in enumerate(upstreams)
@@ -128,12 +129,9 @@ class StepsHouse:
         for each in self._threads:
             each.join()
 
-    def submit(self, **more):
-        ask = Ask(
-            model="sim-video",
-            params={"prompt": "a fox", "duration_seconds": 1, **more},
-            source="/v1/jobs",
-        )
+    def submit(self, model="sim-video"):
+        params = {"prompt": "a fox", "duration_seconds": 1}
+        ask = Ask(model=model, params=params, source="/v1/jobs")
         return Admission(self.parts).submit(self.key, ask).job
 
     def until_ended(self, job_id, timeout_s=40.0):

@@ -32,6 +32,7 @@ def without(name):
         (GOOD | {"custom_id": 7}, "invalid_type", "custom_id"),
         (GOOD | {"custom_id": ""}, "invalid_custom_id", "custom_id"),
         (GOOD | {"custom_id": "x" * 513}, "invalid_custom_id", "custom_id"),
+        (GOOD | {"custom_id": "a\0"}, "invalid_custom_id", "custom_id"),
         (GOOD | {"method": "GET"}, "invalid_method", "method"),
         (GOOD | {"url": "/v1/responses"}, "mismatched_url", "url"),
         (GOOD | {"body": []}, "invalid_type", "body"),

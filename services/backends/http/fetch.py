@@ -15,7 +15,7 @@ from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.exceptions import HTTPError
 from urllib3.util import Timeout
 
-from services.backends.http.judged import Adapter, Watch, Way, tls_context
+from services.backends.http.judged import Adapter, Watch, Way, places, tls_context
 from services.core.netguard import Guard, Target, UrlRefused, check_url
 
 REDIRECTS_MAX: Final = 3
@@ -89,6 +89,17 @@ class Fetcher:
         self._connect_timeout_s = connect_timeout_s
         self._timeout = Timeout(connect=connect_timeout_s, read=read_timeout_s)
         self._context = tls_context(ca_file)
+
+    def judge(self, url: str) -> None:
+        """Whether somebody else may be sent there on a client's behalf: it is looked up, not
+        called. Raises FetchRefused, FetchFailed."""
+        target = _target(url)
+        try:
+            self._guard.check(target.host, places(target.host, target.port))
+        except UrlRefused as error:
+            raise FetchRefused(str(error)) from error
+        except OSError as error:
+            raise FetchFailed(f"{target.host} cannot be looked up: {error}") from error
 
     @contextmanager
     def get(

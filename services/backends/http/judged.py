@@ -31,6 +31,12 @@ def tls_context(ca_file: str = DEFAULT_CA_BUNDLE_PATH) -> SSLContext:
     return context
 
 
+def places(host: str, port: int) -> dict[str, tuple[int, Any]]:
+    """Where a name leads: family and place of each address. Raises OSError."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    return {str(place[0]): (family, place) for family, _, _, _, place in found}
+
+
 class Watch:
     """Ends every connection of one exchange when its time is over, whatever it is doing."""
 
@@ -120,13 +126,12 @@ class Way:
     def open(self, connection: HTTPConnection) -> socket.socket:
         """A socket to one of the judged addresses. Raises UrlRefused, OSError."""
         host, port = connection.host.strip("[]"), connection.port
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        places = {str(place[0]): (family, place) for family, _, _, _, place in found}
+        found = places(host, port)
         known = self._trusted is not None and (host, port) == self._trusted.origin[1:]
         if self._guard is not None and not known:
-            self._guard.check(host, places)
+            self._guard.check(host, found)
         problem: OSError | None = None
-        for family, place in places.values():
+        for family, place in found.values():
             made = socket.socket(family, socket.SOCK_STREAM)
             try:
                 made.settimeout(self._connect_timeout_s)

@@ -15,6 +15,8 @@ from services.backends.telemetry import get_logger
 _LOOP_S: Final = 0.25
 _CONNECTIONS: Final = 1000
 _MAX_SOCKET_PATH: Final = 107
+# What is made faster than its reader takes it waits in files: it keeps no thread.
+_WAITING_BYTES: Final = 1 << 40
 
 
 class PrivateServer:
@@ -64,6 +66,7 @@ class PrivateServer:
             unix_socket_perms="600",
             threads=self._threads,
             connection_limit=_CONNECTIONS,
+            outbuf_high_watermark=_WAITING_BYTES,
             ident=None,
         )
 
@@ -75,6 +78,7 @@ class PrivateServer:
             port=port,
             threads=self._threads,
             connection_limit=_CONNECTIONS,
+            outbuf_high_watermark=_WAITING_BYTES,
             ident=None,
         )
 

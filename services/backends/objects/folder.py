@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -26,6 +27,7 @@ class FolderStore:
         place = self._place(draft.sha256)
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
+            os.utime(draft.path)
             os.replace(draft.path, place)
             _sync_folder(place.parent)
             with place.open("rb") as file:
@@ -48,11 +50,17 @@ class FolderStore:
         file.seek(first)
         return file
 
-    def delete(self, sha256: str) -> None:
+    def delete(self, sha256: str, *, idle_s: float = 0.0) -> bool:
+        place = self._place(sha256)
         try:
-            self._place(sha256).unlink(missing_ok=True)
+            if idle_s and time.time() - place.stat().st_mtime < idle_s:
+                return False
+            place.unlink()
+        except FileNotFoundError:
+            pass
         except OSError as ex:
             raise StoreUnavailable(str(ex)) from ex
+        return True
 
     def sweep(self) -> None:
         self._drafts.sweep()

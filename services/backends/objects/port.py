@@ -41,11 +41,13 @@ class ObjectStore(Protocol):
         """Forgets a draft."""
 
     def open(self, sha256: str, first: int = 0, last: int | None = None) -> BinaryIO:
-        """A local file from which the bytes `first` to `last` (the end) can be read next; more may
-        lie around them. Raises NotStored."""
+        """From which the bytes `first` to `last` (the end) can be read next: a local file, around
+        which more may lie, or (not seekable) a stream. Raises NotStored; reading a stream,
+        StoreUnavailable."""
 
-    def delete(self, sha256: str) -> None:
-        """Repeating it is harmless."""
+    def delete(self, sha256: str, *, idle_s: float = 0.0) -> bool:
+        """Whether they are gone: not when they were kept, also once more, within `idle_s`.
+        Repeating it is harmless."""
 
     def sweep(self) -> None:
         """Deletes drafts that a dead process left."""

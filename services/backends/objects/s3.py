@@ -1,14 +1,15 @@
 """Artifacts in a bucket: `<prefix><sha256>`. The only file that knows boto3.
 
-Bytes go in from a local draft, and come out into a local file that has no name: whoever sends them
-on needs no thread for it, and memory stays bounded however large a film is.
+Bytes go in from a local draft and come out as they arrive, so memory stays bounded however large a
+film is.
 """
 
 import hashlib
+import io
+import math
+import time
 from collections.abc import Callable, Iterable
-from contextlib import closing
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import Any, BinaryIO, Final, TypeVar
 
 import boto3
@@ -26,6 +27,7 @@ _PART: Final = 32 * 1024 * 1024  # larger ones go up in parts, two at a time
 _TRANSFER: Final = TransferConfig(
     multipart_threshold=_PART, multipart_chunksize=_PART, max_concurrency=2
 )
+_PIECE: Final = 64 * 1024  # of which the library waits for the whole
 _ABSENT: Final = ("404", "NoSuchKey")
 
 
@@ -44,7 +46,6 @@ class S3Store:
         access_key: str = "",
         secret_key: str = "",
     ) -> None:
-        self._folder = folder
         self._drafts = Drafts(folder)
         self._bucket = bucket
         self._prefix = prefix
@@ -73,7 +74,9 @@ class S3Store:
         key = self._key(draft.sha256)
         _asked(lambda: self._client.upload_file(draft.path, self._bucket, key, Config=_TRANSFER))
         stored = hashlib.sha256()
-        self._read(key, stored.update)
+        with self.open(draft.sha256) as file:
+            while piece := file.read(CHUNK):
+                stored.update(piece)
         if stored.hexdigest() != draft.sha256:
             raise StoreUnavailable(f"{key} does not hold what was written to it")
         self._drafts.drop(draft)
@@ -85,37 +88,49 @@ class S3Store:
         part = {}
         if first or last is not None:  # of nothing at all there is no part
             part["Range"] = f"bytes={first}-{'' if last is None else last}"
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            file: BinaryIO = TemporaryFile(dir=self._folder)  # noqa: SIM115 - the caller closes it
-        except OSError as ex:
-            raise StoreUnavailable(str(ex)) from ex
-        try:
-            self._read(self._key(sha256), file.write, **part)
-            file.seek(0)
-        except BaseException:
-            file.close()
-            raise
-        return file
-
-    def delete(self, sha256: str) -> None:
         key = self._key(sha256)
+        reply = _asked(lambda: self._client.get_object(Bucket=self._bucket, Key=key, **part))
+        return io.BufferedReader(_Arriving(reply["Body"]), _PIECE)
+
+    def delete(self, sha256: str, *, idle_s: float = 0.0) -> bool:
+        key = self._key(sha256)
+        if idle_s and self._age_s(key) < idle_s:
+            return False
         _asked(lambda: self._client.delete_object(Bucket=self._bucket, Key=key))
+        return True
+
+    def _age_s(self, key: str) -> float:
+        try:
+            found = _asked(lambda: self._client.head_object(Bucket=self._bucket, Key=key))
+        except NotStored:
+            return math.inf
+        age: float = time.time() - found["LastModified"].timestamp()
+        return age
 
     def sweep(self) -> None:
         self._drafts.sweep()
 
-    def _read(self, key: str, take: Callable[[bytes], object], **more: str) -> None:
-        def read() -> None:
-            reply = self._client.get_object(Bucket=self._bucket, Key=key, **more)
-            with closing(reply["Body"]) as body:
-                for chunk in body.iter_chunks(CHUNK):
-                    take(chunk)
-
-        _asked(read)
-
     def _key(self, sha256: str) -> str:
         return f"{self._prefix}{sha256}"
+
+
+class _Arriving(io.RawIOBase):
+    """The body of an answer. Reading it raises StoreUnavailable when it ends early."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, into: Any) -> int:
+        piece: bytes = _asked(lambda: self._body.read(min(len(into), _PIECE)))
+        into[: len(piece)] = piece
+        return len(piece)
+
+    def close(self) -> None:
+        self._body.close()
+        super().close()
 
 
 def _asked(fn: Callable[[], T]) -> T:

@@ -4,7 +4,7 @@ One batch of an account is worked on at a time, in all processes, so that an acc
 same however many batches it has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -14,6 +14,7 @@ from sqlalchemy import Connection, Engine, case, delete, func, insert, select, t
 from services.backends.lifecycle import crash_point
 from services.backends.sql.batch_records import Batch, BatchLost, Line, NewLine, as_batch, as_line
 from services.backends.sql.batch_tables import batch, batch_line
+from services.backends.sql.deliveries import plan_batch
 from services.backends.sql.engine import database_now_us, now_us, read, statement_us, write
 from services.backends.sql.job_tables import upload
 from services.backends.sql.tables import account
@@ -110,12 +111,13 @@ class BatchClaims:
 
     def failed(self, held: Batch, errors: Sequence[dict[str, Any]]) -> None:
         """Its input cannot be sent: nothing was."""
-        self.move(
-            held,
-            phase=Phase.FAILED,
-            errors=msgspec.json.encode(errors).decode(),
-            ended_at=now_us(),
-        )
+
+        def fn(connection: Connection) -> None:
+            told = msgspec.json.encode(errors).decode()
+            ended = fenced(connection, held, phase=Phase.FAILED, errors=told, ended_at=now_us())
+            plan_batch(connection, ended, database_now_us(connection))
+
+        write(self._engine, fn)
 
     def start(self, held: Batch, lines: Sequence[NewLine]) -> Batch:
         """Its lines are written down, page by page; what an earlier try wrote goes first."""
@@ -150,21 +152,34 @@ class BatchClaims:
 
         return write(self._engine, fn)
 
-    def end(self, held: Batch, phase: Phase, output: Upload | None, error: Upload | None) -> None:
-        """Its files are there: both rows and the end in one transaction."""
+    def end(
+        self,
+        held: Batch,
+        phase: Phase,
+        output: Upload | None,
+        error: Upload | None,
+        *,
+        model: str = "",
+        usage: Mapping[str, Any] = {},
+    ) -> None:
+        """Its files are there: both rows and the end in one transaction, with what its answers
+        used."""
 
         def fn(connection: Connection) -> None:
             for each in (output, error):
                 if each is not None:
                     connection.execute(insert(upload).values(msgspec.structs.asdict(each)))
-            fenced(
+            ended = fenced(
                 connection,
                 held,
                 phase=phase.value,
                 output_id=output.id if output else "",
                 error_id=error.id if error else "",
+                model=model,
+                usage=msgspec.json.encode(usage).decode(),
                 ended_at=now_us(),
             )
+            plan_batch(connection, ended, database_now_us(connection))
             crash_point("batch.file.before_commit")
 
         write(self._engine, fn)

@@ -8,18 +8,16 @@ for the line then stands at `queued`; one that was taken is judged by what the b
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Final
 
 from sqlalchemy import ColumnElement, Connection, Engine, Update, select, update
 
+from schemas.errors import BILLED, Outcome
 from services.backends.sql.batch_claims import fenced
 from services.backends.sql.batch_records import Batch, Line, as_line, request_of
 from services.backends.sql.batch_tables import batch, batch_line
 from services.backends.sql.engine import write
 from services.backends.sql.tables import dead_event, incarnation, lease, settlement
-from services.core.batches import LineState
-
-ANSWER_LOST: Final = "answer_lost"
+from services.core.batches import LineState, Lost
 
 
 class BatchLines:
@@ -103,22 +101,28 @@ def _settle(connection: Connection, *, held: Batch, line: Line, over: bool) -> b
         lease.c.state != "closed",
     )
     closed = state == "closed" and connection.execute(open_leases.limit(1)).first() is None
-    if _has_ended(connection, request_of(held, line)) or over or state == "lost":
-        _end(connection, line, LineState.ERRORED, 0, "", ANSWER_LOST)
+    lost = _how_it_ended(connection, request_of(held, line))
+    if lost is None and (over or state == "lost"):
+        lost = Lost.UNKNOWN
+    if lost is not None:
+        _end(connection, line, LineState.ERRORED, 0, "", lost.value)
         return True
     if closed:
         connection.execute(again)
     return closed
 
 
-def _has_ended(connection: Connection, request_id: str) -> bool:
-    """Whether the books know the terminal of a request, also one that they set aside."""
-    settled = select(settlement.c.request_id).where(settlement.c.request_id == request_id)
-    if connection.execute(settled).first() is not None:
-        return True
+def _how_it_ended(connection: Connection, request_id: str) -> Lost | None:
+    """What the books know of the terminal of a request, also of one that they set aside."""
+    settled = select(settlement.c.outcome, settlement.c.charged_nano)
+    row = connection.execute(settled.where(settlement.c.request_id == request_id)).first()
+    if row is not None:
+        if row.charged_nano or row.outcome in BILLED:
+            return Lost.CHARGED
+        return Lost.FAILED if row.outcome == Outcome.FAILED else Lost.INTERRUPTED
     ends = (f"{request_id}:usage", f"{request_id}:error")
     dead = select(dead_event.c.id).where(dead_event.c.event_id.in_(ends))
-    return connection.execute(dead.limit(1)).first() is not None
+    return Lost.UNKNOWN if connection.execute(dead.limit(1)).first() is not None else None
 
 
 def _end(

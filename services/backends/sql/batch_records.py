@@ -38,6 +38,8 @@ class Batch(msgspec.Struct, frozen=True, kw_only=True):
     finishing_at: int | None
     ended_at: int | None
     deleted_at: int | None
+    model: str = ""
+    usage: str = "{}"
 
     @property
     def is_messages(self) -> bool:

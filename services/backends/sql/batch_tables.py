@@ -42,6 +42,12 @@ batch = Table(
     Column("finishing_at", BigInteger, comment="when its last line had ended"),
     Column("ended_at", BigInteger, comment="when its files were there"),
     Column("deleted_at", BigInteger, comment="when its client deleted it"),
+    Column(
+        "model", Text, nullable=False, server_default="", comment="of its answers; empty: several"
+    ),
+    Column(
+        "usage", Text, nullable=False, server_default="{}", comment="JSON: what its answers used"
+    ),
     Index("ix_batch_due", "next_at", sqlite_where=_OPEN, postgresql_where=_OPEN),
     Index("ix_batch_listed", "account_id", "created_at", "id"),
     Index("ix_batch_open", "account_id", sqlite_where=_OPEN, postgresql_where=_OPEN),

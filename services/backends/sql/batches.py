@@ -95,6 +95,12 @@ class Batches:
         row = read(self._engine, lambda connection: connection.execute(query).one_or_none())
         return None if row is None else as_batch(row)
 
+    def by_id(self, batch_id: str) -> Batch | None:
+        """The batch of that id, whosever it is, also one that was deleted."""
+        query = select(batch).where(batch.c.id == batch_id)
+        row = read(self._engine, lambda connection: connection.execute(query).one_or_none())
+        return None if row is None else as_batch(row)
+
     def listed(
         self,
         account_id: str,

@@ -11,7 +11,7 @@ import msgspec
 from sqlalchemy import Connection, Engine, delete, exc, func, insert, select, update
 
 from services.backends.sql.engine import database_now_us, now_us, read, write
-from services.backends.sql.job_tables import delivery, endpoint
+from services.backends.sql.job_tables import DELIVERIES, endpoint
 from services.core.ids import new_id
 from services.core.webhooks import delivered, disables
 
@@ -154,6 +154,13 @@ def told_of(connection: Connection, account_id: str, kind: str) -> list[Endpoint
     return [each for row in connection.execute(query) if kind in (each := _endpoint(row)).events]
 
 
+def wanting(connection: Connection, kind: str) -> list[Endpoint]:
+    """The active endpoints of all accounts that want events of `kind`."""
+    named = endpoint.c.events.contains(f'"{kind}"', autoescape=True)
+    query = select(endpoint).where(endpoint.c.status == ACTIVE, named)
+    return [_endpoint(row) for row in connection.execute(query)]
+
+
 def judge(connection: Connection, endpoint_id: str, delivery_id: str, status: int) -> None:
     """What the status of a try says about its endpoint: whether it is well, failing or over. When
     it did not answer (0), its other deliveries wait a minute: it must not use up the threads."""
@@ -177,18 +184,20 @@ def judge(connection: Connection, endpoint_id: str, delivery_id: str, status: in
         give_up(connection, endpoint_id)
     elif status == 0:
         later = now + _BREAK_US
-        others = (delivery.c.endpoint_id == endpoint_id, delivery.c.id != delivery_id)
-        due = delivery.c.next_at < later
-        connection.execute(update(delivery).where(*others, due).values(next_at=later))
+        for table in DELIVERIES:
+            others = (table.c.endpoint_id == endpoint_id, table.c.id != delivery_id)
+            due = table.c.next_at < later
+            connection.execute(update(table).where(*others, due).values(next_at=later))
 
 
 def give_up(connection: Connection, endpoint_id: str) -> None:
     """Nothing that waits for the endpoint is sent by itself any more; a try that is under way
     writes nothing."""
-    waits = (delivery.c.endpoint_id == endpoint_id, delivery.c.next_at.is_not(None))
-    connection.execute(
-        update(delivery).where(*waits).values(next_at=None, epoch=delivery.c.epoch + 1)
-    )
+    for table in DELIVERIES:
+        waits = (table.c.endpoint_id == endpoint_id, table.c.next_at.is_not(None))
+        connection.execute(
+            update(table).where(*waits).values(next_at=None, epoch=table.c.epoch + 1)
+        )
 
 
 def _packed(events: Sequence[str]) -> str:

@@ -1,15 +1,28 @@
 """What the batch service does now and then: who leads, what is over, what may be deleted."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, delete, func, or_, select, update
+from sqlalchemy import (
+    Connection,
+    Engine,
+    Select,
+    delete,
+    exists,
+    insert,
+    or_,
+    select,
+    update,
+)
 
 from services.backends.sql.bulk import insert_new
+from services.backends.sql.deliveries import row_of
+from services.backends.sql.endpoints import Endpoint, wanting
 from services.backends.sql.engine import database_now_us, now_us, read, statement_us, write
 from services.backends.sql.job_ends import add_artifacts
 from services.backends.sql.job_records import Attempt, Job, NewArtifact
 from services.backends.sql.job_rows import as_job, write_attempt
 from services.backends.sql.job_tables import (
+    DELIVERIES,
     artifact,
     attempt,
     delivery,
@@ -20,9 +33,11 @@ from services.backends.sql.job_tables import (
     upload,
 )
 from services.core.jobs import AttemptState
+from services.core.webhooks import EXPIRING
 
 _EVENTS_KEPT_US = 24 * 3600 * 1_000_000
 _DELIVERIES_KEPT_US = 30 * 86_400 * 1_000_000
+_WARNING_US = 86_400 * 1_000_000  # before an artifact is over
 
 
 class Watched(NamedTuple):
@@ -30,6 +45,13 @@ class Watched(NamedTuple):
 
     job: Job
     attempt: Attempt
+
+
+class Over(NamedTuple):
+    """Bytes of the store by their hash; `wanted`: something that is kept names them too."""
+
+    sha256: str
+    wanted: bool
 
 
 class Housekeeping:
@@ -117,26 +139,49 @@ class Housekeeping:
 
         write(self._engine, fn)
 
-    def expired_blobs(self, limit: int) -> list[str]:
-        """Marks artifacts and uploads that were kept as long as promised as deleted; returns the
-        hashes whose bytes nothing names any more."""
+    def over(self, limit: int) -> list[Over]:
+        """Bytes of artifacts and uploads that were kept as long as promised, the longest over
+        first."""
 
-        def fn(connection: Connection) -> list[str]:
-            hashes: set[str] = set()
+        def fn(connection: Connection) -> list[Over]:
+            hashes: dict[str, None] = {}
             for table in (artifact, upload):
-                over = (
-                    select(table.c.id)
+                query = (
+                    select(table.c.sha256)
                     .where(table.c.expires_at <= statement_us(), table.c.deleted_at.is_(None))
+                    .order_by(table.c.expires_at)
                     .limit(limit)
                 )
-                rows = connection.execute(
-                    update(table)
-                    .where(table.c.id.in_(over))
-                    .values(deleted_at=now_us())
-                    .returning(table.c.sha256)
-                )
-                hashes.update(row.sha256 for row in rows)
-            return [each for each in hashes if not _named(connection, each)]
+                hashes.update(dict.fromkeys(connection.execute(query).scalars()))
+            return [Over(each, _wanted(connection, each)) for each in hashes]
+
+        return read(self._engine, fn)
+
+    def let_go(self, sha256: str) -> None:
+        """The rows of these bytes that are over say so from now on."""
+
+        def fn(connection: Connection) -> None:
+            for table in (artifact, upload):
+                mine = (table.c.sha256 == sha256, table.c.deleted_at.is_(None))
+                statement = update(table).where(*mine, table.c.expires_at <= now_us())
+                connection.execute(statement.values(deleted_at=now_us()))
+
+        write(self._engine, fn)
+
+    def announce(self, limit: int) -> int:
+        """Tells endpoints that want to know it of jobs whose artifacts are over within a day,
+        unless they were kept for no longer; how many were told."""
+
+        def fn(connection: Connection) -> int:
+            now = database_now_us(connection)
+            rows = [
+                row_of(each, EXPIRING, now, job_id=job_id)
+                for each in wanting(connection, EXPIRING)
+                for job_id in connection.execute(_expiring(each, now, limit)).scalars()
+            ]
+            if rows:
+                connection.execute(insert(delivery), rows)
+            return len(rows)
 
         return write(self._engine, fn)
 
@@ -158,14 +203,14 @@ class Housekeeping:
             ).rowcount
             gone += connection.execute(delete(job_event).where(chosen)).rowcount
             oldest = f"whd_{(now - _DELIVERIES_KEPT_US) // 1000:012x}"  # ids begin with their time
-            sent = (
-                select(delivery.c.id)
-                .where(delivery.c.id < oldest, delivery.c.next_at.is_(None))
-                .limit(limit)
-            )
-            return (
-                gone + connection.execute(delete(delivery).where(delivery.c.id.in_(sent))).rowcount
-            )
+            for table in DELIVERIES:
+                sent = (
+                    select(table.c.id)
+                    .where(table.c.id < oldest, table.c.next_at.is_(None))
+                    .limit(limit)
+                )
+                gone += connection.execute(delete(table).where(table.c.id.in_(sent))).rowcount
+            return gone
 
         # Looked for beforehand: it may take long, and a write transaction keeps others waiting.
         seen = (
@@ -179,9 +224,31 @@ class Housekeeping:
         return write(self._engine, fn)
 
 
-def _named(connection: Connection, sha256: str) -> bool:
+def _expiring(receiver: Endpoint, now: int, limit: int) -> Select[Any]:
+    """Jobs of which the endpoint was not told yet."""
+    told = exists().where(
+        delivery.c.job_id == artifact.c.job_id,
+        delivery.c.endpoint_id == receiver.id,
+        delivery.c.type == EXPIRING,
+    )
+    return (
+        select(artifact.c.job_id)
+        .join(job, job.c.id == artifact.c.job_id)
+        .where(
+            job.c.account_id == receiver.account_id,
+            artifact.c.expires_at > now,
+            artifact.c.expires_at <= now + _WARNING_US,
+            artifact.c.expires_at - artifact.c.created_at > _WARNING_US,
+            ~told,
+        )
+        .distinct()
+        .limit(limit)
+    )
+
+
+def _wanted(connection: Connection, sha256: str) -> bool:
     for table in (artifact, upload):
-        query = select(func.count()).where(table.c.sha256 == sha256, table.c.deleted_at.is_(None))
-        if connection.execute(query).scalar_one():
+        mine = (table.c.sha256 == sha256, table.c.expires_at > now_us())
+        if connection.execute(select(table.c.id).where(*mine).limit(1)).first() is not None:
             return True
     return False

@@ -11,15 +11,18 @@ import msgspec
 from sqlalchemy import (
     BigInteger,
     Connection,
+    and_,
     bindparam,
     case,
     func,
     insert,
+    or_,
     select,
     tuple_,
     update,
 )
 
+from services.backends.sql.deliveries import plan
 from services.backends.sql.engine import database_now_us, now_us, read, statement_us
 from services.backends.sql.grouped import GroupedWrites
 from services.backends.sql.job_records import Attempt, Job
@@ -35,13 +38,19 @@ from services.backends.sql.job_rows import (
 from services.backends.sql.job_tables import attempt, job
 from services.backends.sql.tables import account
 from services.core.jobs import AttemptState, Phase
+from services.core.webhooks import PROGRESS
 
 POSTPONED_US: Final = 1_000_000
 _TEXT_MAX: Final = 500
 
 _CLAIM_US: Final = bindparam("claim_us", type_=BigInteger())
+_OVER: Final = or_(
+    job.c.deadline_at <= statement_us(),
+    and_(job.c.phase == Phase.QUEUED.value, job.c.start_by <= statement_us()),
+)
 _DUE: Final = select(job.c.id).where(
-    job.c.next_at <= statement_us(), job.c.channel.not_in(bindparam("full", expanding=True))
+    job.c.next_at <= statement_us(),
+    or_(job.c.channel.not_in(bindparam("full", expanding=True)), _OVER),
 )
 _ANY_DUE: Final = _DUE.limit(1)
 _CLAIM: Final = (
@@ -73,7 +82,7 @@ _POSTPONE: Final = (
             select(job.c.id)
             .where(
                 job.c.next_at <= statement_us(),
-                job.c.channel == bindparam("channel"),
+                job.c.channel == bindparam("by_channel"),
                 job.c.claims == 0,
                 job.c.cancel_at.is_(None),
                 job.c.phase.in_(_LOOKS),
@@ -113,8 +122,8 @@ class JobClaims:
         self._claim_us = round(claim_s * 1_000_000)
 
     def claim(self, limit: int, full: Sequence[str] = ()) -> list[Claimed]:
-        """Up to `limit` due jobs, the longest due first, for a step each; none of the channels
-        `full`."""
+        """Up to `limit` due jobs, the longest due first, for a step each; of the channels `full`
+        only those whose time is over."""
         left_out = {"full": list(full)}
 
         def fn(connection: Connection) -> list[Claimed]:
@@ -131,15 +140,22 @@ class JobClaims:
     def postpone(self, channel: str, wait_s: float) -> None:
         """Many jobs that an upstream is to be asked for are due after `wait_s`, at their deadline
         at the latest."""
-        given = {"channel": channel, "wait_us": round(wait_s * 1_000_000)}
+        given = {"by_channel": channel, "wait_us": round(wait_s * 1_000_000)}
         self._writes.write(lambda connection: connection.execute(_POSTPONE, given))
 
-    def hint(self, job_id: str) -> None:
-        """The upstream may have news of it: it is due now, unless it is being looked at."""
+    def hint(self, job_id: str) -> bool:
+        """The upstream may have news of it: it is due now, unless it is being looked at. False:
+        there is no such job, or it is not waited for. Nobody vouches for who asks: so he costs no
+        write."""
         waits = (job.c.claims == 0, job.c.next_at > now_us())
         looks = job.c.phase.in_((Phase.POLLING.value, Phase.UNKNOWN.value))
-        statement = update(job).where(job.c.id == job_id, looks, *waits).values(next_at=now_us())
+        chosen = (job.c.id == job_id, looks, *waits)
+        query = select(job.c.id).where(*chosen)
+        if read(self._writes.engine, lambda c: c.execute(query).first() is None):
+            return False
+        statement = update(job).where(*chosen).values(next_at=now_us())
         self._writes.write(lambda connection: connection.execute(statement))
+        return True
 
     def prolong(self, held: Sequence[Job]) -> None:
         """The steps of `held` still run. Those that were taken over meanwhile are left alone."""
@@ -201,6 +217,7 @@ class JobClaims:
             connection.execute(_NEW_ATTEMPT, msgspec.structs.asdict(row))
             if held.started_at is None:
                 note(connection, held.id, begun.version, "state", {"state": "running"}, now)
+                plan(connection, held, "job.running", now)
             return begun, row
 
         return self._writes.write(fn)
@@ -281,6 +298,7 @@ class JobClaims:
                 now = database_now_us(connection)
                 data = {"progress": (progress_ppm or 0) / 1_000_000}
                 note(connection, held.id, put.version, "progress", data, now)
+                plan(connection, held, PROGRESS, now)
 
         self._writes.write(fn)
 

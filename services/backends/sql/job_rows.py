@@ -110,6 +110,12 @@ def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
     return [Attempt(**row._mapping) for row in connection.execute(_ATTEMPTS, {"id": job_id})]
 
 
+def storable(value: Any) -> Any:
+    """A text without NUL, which PostgreSQL does not take; what upstreams and receivers say may hold
+    any byte."""
+    return value.replace("\0", "\ufffd") if isinstance(value, str) else value
+
+
 _Shape = tuple[tuple[str, Given | type], ...]
 
 
@@ -122,7 +128,7 @@ def _shape(changes: Mapping[str, Any]) -> tuple[_Shape, dict[str, Any]]:
             shape.append((name, value))
             continue
         shape.append((name, type(value) if isinstance(value, Due | Wait) else object))
-        values["to_" + name] = value.value if isinstance(value, Enum) else value
+        values["to_" + name] = storable(value.value if isinstance(value, Enum) else value)
     return tuple(shape), values
 
 

@@ -24,6 +24,7 @@ _Serial = BigInteger().with_variant(Integer, "sqlite")
 _ACTIVE = text("active")
 _WATCHED = text("watch_until IS NOT NULL")
 _OPEN = text("next_at IS NOT NULL")
+_KEPT = text("deleted_at IS NULL")
 
 job = Table(
     "job",
@@ -120,6 +121,7 @@ artifact = Table(
     Column("expires_at", BigInteger, nullable=False, index=True, comment="kept until then"),
     Column("deleted_at", BigInteger, comment="when its bytes were let go"),
     UniqueConstraint("job_id", "place"),
+    Index("ix_artifact_kept", "expires_at", sqlite_where=_KEPT, postgresql_where=_KEPT),
 )
 
 job_event = Table(
@@ -167,28 +169,45 @@ upload = Table(
     Column("expires_at", BigInteger, nullable=False, index=True, comment="kept until then"),
     Column("deleted_at", BigInteger, comment="when its bytes were let go"),
     Index("ix_upload_listed", "account_id", "created_at", "id"),
+    Index("ix_upload_kept", "expires_at", sqlite_where=_KEPT, postgresql_where=_KEPT),
 )
 
-delivery = Table(
+
+def _deliveries(name: str, *of: Column[str]) -> Table:
+    """A table of deliveries; `of` is what they tell of."""
+    return Table(
+        name,
+        metadata,
+        Column("id", Text, primary_key=True, comment="whd_<hex>; webhook-id of every try"),
+        *of,
+        Column("account_id", Text, ForeignKey("account.id"), nullable=False, comment="whose"),
+        Column("endpoint_id", Text, comment="whose URL it is; NULL: the job's own"),
+        Column("url", Text, nullable=False, comment="as the client gave it"),
+        Column("type", Text, nullable=False, comment="job.completed, ..."),
+        Column("body", Text, nullable=False, comment="JSON, as it is sent"),
+        Column(
+            "epoch", BigInteger, nullable=False, comment="fencing token: grows with every claim"
+        ),
+        Column("next_at", BigInteger, comment="when it is tried next; NULL: over"),
+        Column("tries", Integer, nullable=False, comment="so far"),
+        Column("status", Integer, nullable=False, comment="HTTP, of the last try; 0: no answer"),
+        Column("message", Text, nullable=False, comment="what went wrong last, cut"),
+        Column("created_at", BigInteger, nullable=False, comment="database time"),
+        Column("delivered_at", BigInteger, comment="when the receiver said 2xx"),
+        Index(f"ix_{name}_due", "next_at", sqlite_where=_OPEN, postgresql_where=_OPEN),
+        Index(f"ix_{name}_endpoint", "endpoint_id", "created_at", "id"),
+    )
+
+
+delivery = _deliveries(
     "webhook_delivery",
-    metadata,
-    Column("id", Text, primary_key=True, comment="whd_<hex>; webhook-id of every try"),
     Column("job_id", Text, ForeignKey("job.id"), nullable=False, index=True, comment="whose"),
-    Column("account_id", Text, ForeignKey("account.id"), nullable=False, comment="whose"),
-    Column("endpoint_id", Text, comment="whose URL it is; NULL: the job's own"),
-    Column("url", Text, nullable=False, comment="as the client gave it"),
-    Column("type", Text, nullable=False, comment="job.completed, ..."),
-    Column("body", Text, nullable=False, comment="JSON, as it is sent"),
-    Column("epoch", BigInteger, nullable=False, comment="fencing token: grows with every claim"),
-    Column("next_at", BigInteger, comment="when it is tried next; NULL: over"),
-    Column("tries", Integer, nullable=False, comment="so far"),
-    Column("status", Integer, nullable=False, comment="HTTP, of the last try; 0: no answer"),
-    Column("message", Text, nullable=False, comment="what went wrong last, cut"),
-    Column("created_at", BigInteger, nullable=False, comment="database time"),
-    Column("delivered_at", BigInteger, comment="when the receiver said 2xx"),
-    Index("ix_webhook_delivery_due", "next_at", sqlite_where=_OPEN, postgresql_where=_OPEN),
-    Index("ix_webhook_delivery_endpoint", "endpoint_id", "created_at", "id"),
 )
+batch_delivery = _deliveries(
+    "webhook_batch_delivery",
+    Column("batch_id", Text, ForeignKey("batch.id"), nullable=False, comment="whose"),
+)
+DELIVERIES = (delivery, batch_delivery)
 
 endpoint = Table(
     "webhook_endpoint",

@@ -12,6 +12,7 @@ from services.backends.lifecycle import crash_point
 from services.backends.sql import outbox
 from services.backends.sql.budgets import Budgets, Shortfall
 from services.backends.sql.bulk import insert_new
+from services.backends.sql.deliveries import plan
 from services.backends.sql.engine import database_now_us, now_us, read
 from services.backends.sql.grouped import GroupedWrites
 from services.backends.sql.job_ends import SOURCE, Free, end_free
@@ -116,6 +117,7 @@ class Jobs:
         made = _row(new, lease_id, now)
         connection.execute(_NEW_JOB, msgspec.to_builtins(made))
         note(connection, made.id, 1, "state", {"state": "queued"}, now)
+        plan(connection, made, "job.queued", now)
         outbox.append(connection, _request(made, new, now))
         crash_point("batch.submit.before_commit")
         return Submitted(made, replayed=False)
@@ -254,12 +256,13 @@ class Jobs:
         fields = {name: value for name, value in row._mapping.items() if name != "account_id"}
         return Artifact(**fields), row.account_id
 
-    def events(self, job_id: str, after: int) -> list[JobEvent]:
-        """What happened to the job behind event number `after`."""
+    def events(self, job_id: str, after: int, limit: int) -> list[JobEvent]:
+        """What happened to the job behind event number `after`, the first `limit` of it."""
         query = (
             select(job_event)
             .where(job_event.c.job_id == job_id, job_event.c.seq > after)
             .order_by(job_event.c.seq)
+            .limit(limit)
         )
         return self._read(lambda c: [JobEvent(*row) for row in c.execute(query)])
 

@@ -1,14 +1,14 @@
 """Artifacts: what they are, links to them, their bytes (whole or one range)."""
 
 import re
-from typing import Any, BinaryIO, Final
+from typing import Final
 
 import falcon
 
 from schemas.errors import Code
 from services.backends.objects.port import NotStored
 from services.backends.sql.job_records import Artifact
-from services.batch.resources.base import Service, answer, refuse
+from services.batch.resources.base import Service, answer, refuse, sent
 from services.batch.wire import moment, output_view
 from services.core.errors import Refusal
 
@@ -113,12 +113,7 @@ def send(service: Service, req: falcon.Request, resp: falcon.Response, artifact:
         file = service.parts.store.open(artifact.sha256, first, last)
     except NotStored as ex:
         raise Refusal(Code.INTERNAL_ERROR, "the artifact's bytes are not there") from ex
-    resp.stream = _wrapped(req, file)
-
-
-def _wrapped(req: falcon.Request, file: BinaryIO) -> Any:
-    # The server sends a wrapped file from its loop, without keeping a thread for it.
-    return req.env["wsgi.file_wrapper"](file, 65536)
+    resp.stream = sent(req, file)
 
 
 def _bounds(match: re.Match[str], size: int) -> tuple[int, int] | None:

@@ -1,13 +1,15 @@
 """What every route of the batch service does: who calls, what was sent, which links to give."""
 
 import re
-from typing import Any, Final, TypeVar
+from collections.abc import Iterator
+from typing import Any, BinaryIO, Final, TypeVar
 
 import falcon
 import msgspec
 
 from schemas.errors import SHAPES, Code
 from services.backends.identity import HEADER, Identity, NotAuthentic, verify
+from services.backends.objects.port import CHUNK
 from services.backends.sql.job_records import Artifact, Job, Submitted
 from services.batch.admit import Admission
 from services.batch.engine import JobEngine
@@ -23,6 +25,7 @@ from services.core.jobs import TERMINAL
 T = TypeVar("T")
 
 BODY_MAX: Final = 1024 * 1024
+_PIECE: Final = 64 * 1024
 ORIGIN_HEADER: Final = "x-tollgate-origin"
 HOLD_HEADER: Final = "x-tollgate-hold-nano"
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
@@ -82,6 +85,20 @@ def decode(body: bytes, shape: type[T]) -> T:
         raise InvalidRequest(message, param=path or None) from ex
     except (msgspec.DecodeError, UnicodeDecodeError) as ex:
         raise InvalidRequest(f"the body is not JSON: {ex}") from ex
+
+
+def sent(req: falcon.Request, file: BinaryIO) -> Any:
+    """A body from the store. The server sends a file from its loop, without keeping a thread for
+    it; what arrives from elsewhere is passed on as it comes."""
+    if file.seekable():
+        return req.env["wsgi.file_wrapper"](file, CHUNK)
+    return _pieces(file)
+
+
+def _pieces(file: BinaryIO) -> Iterator[bytes]:
+    with file:
+        while piece := file.read(_PIECE):
+            yield piece
 
 
 def answer(resp: falcon.Response, body: Any, status: int = 200) -> None:

@@ -11,16 +11,15 @@ from services.backends.sql.batches import Batches
 from services.backends.sql.uploads import BATCH
 from services.batch.batch_engine import BatchEngine
 from services.batch.batch_input import keep_lines
+from services.batch.batch_wire import PREFIX, batch_view
 from services.batch.resources.base import Service, answer, decode, read_body
-from services.core.batches import ENDPOINTS, Phase
+from services.core.batches import ENDPOINTS
 from services.core.errors import InvalidRequest, Refusal
 
-PREFIX: Final = "batch_"
 _LIST: Final = 20
 _LIST_MAX: Final = 100
 _METADATA_MAX: Final = 16
 _KEEP_S: Final = range(3600, 2_592_000 + 1)
-_STATUS: Final = {Phase.RUNNING: "in_progress", Phase.FINISHING: "finalizing"}
 
 
 class _Expires(msgspec.Struct):
@@ -99,7 +98,7 @@ class BatchesResource:
             total=0,
             keep_s=expires.seconds if expires else parts.config.artifacts.retention_s,
         )
-        answer(resp, view(made))
+        answer(resp, batch_view(made))
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         limit = req.get_param_as_int("limit", min_value=1, max_value=_LIST_MAX, default=_LIST)
@@ -110,7 +109,7 @@ class BatchesResource:
             messages=False,
             after=self._desk.own(req, after, PREFIX, messages=False) if after else None,
         )
-        data = [view(each) for each in page.batches]
+        data = [batch_view(each) for each in page.batches]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
         answer(resp, {"object": "list", "data": data, "has_more": page.more} | ends)
 
@@ -122,50 +121,11 @@ class BatchResource:
         self._desk = desk
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, batch_id: str) -> None:
-        answer(resp, view(self._desk.own(req, batch_id, PREFIX, messages=False)))
+        answer(resp, batch_view(self._desk.own(req, batch_id, PREFIX, messages=False)))
 
     def on_post_cancel(self, req: falcon.Request, resp: falcon.Response, batch_id: str) -> None:
         self._desk.cancel(self._desk.own(req, batch_id, PREFIX, messages=False))
-        answer(resp, view(self._desk.own(req, batch_id, PREFIX, messages=False)))
-
-
-def view(batch: Batch) -> dict[str, Any]:
-    """The object of OpenAI's API."""
-    errors = msgspec.json.decode(batch.errors)
-    ended = {phase: _seconds(batch.ended_at) if batch.phase is phase else None for phase in Phase}
-    status = _STATUS.get(batch.phase, batch.phase.value)
-    if batch.cancel_at is not None and batch.ended_at is None:
-        status = "cancelling"
-    return {
-        "id": PREFIX + batch.id,
-        "object": "batch",
-        "endpoint": batch.endpoint,
-        "errors": {"object": "list", "data": errors} if errors else None,
-        "input_file_id": batch.input_id,
-        "completion_window": "24h",
-        "status": status,
-        "output_file_id": batch.output_id or None,
-        "error_file_id": batch.error_id or None,
-        "created_at": _seconds(batch.created_at),
-        "in_progress_at": _seconds(batch.started_at),
-        "expires_at": _seconds(batch.expires_at),
-        "finalizing_at": _seconds(batch.finishing_at),
-        "completed_at": ended[Phase.COMPLETED],
-        "failed_at": ended[Phase.FAILED],
-        "expired_at": ended[Phase.EXPIRED],
-        "cancelling_at": _seconds(batch.cancel_at),
-        "cancelled_at": ended[Phase.CANCELLED],
-        "request_counts": {
-            "total": batch.total,
-            "completed": batch.succeeded,
-            "failed": batch.errored + batch.expired,
-        },
-        "metadata": msgspec.json.decode(batch.extra) or None,
-    }
-
-
-def _seconds(time_us: int | None) -> int | None:
-    return None if time_us is None else time_us // 1_000_000
+        answer(resp, batch_view(self._desk.own(req, batch_id, PREFIX, messages=False)))
 
 
 def _check(asked: _Create) -> None:

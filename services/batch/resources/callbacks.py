@@ -56,7 +56,8 @@ def delivery_view(each: Delivery) -> dict[str, Any]:
     return {
         "id": each.id,
         "type": each.type,
-        "job_id": f"job_{each.job_id}",
+        "job_id": f"job_{each.job_id}" if each.job_id else None,
+        "batch_id": each.batch_id or None,
         "endpoint_id": each.endpoint_id,
         "url": each.url,
         "attempts": each.tries,

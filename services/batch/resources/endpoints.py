@@ -1,5 +1,6 @@
 """`/v1/webhooks/endpoints`: URLs of the account that are told of all its jobs."""
 
+import threading
 from typing import Annotated, Any, Final, Literal
 
 import falcon
@@ -16,14 +17,17 @@ from services.backends.sql.endpoints import (
 )
 from services.batch.callbacks import CallbackSecrets
 from services.batch.cursors import decode_cursor, encode_cursor
+from services.batch.receivers import Receivers
 from services.batch.resources.base import Service, answer, decode, read_body
 from services.batch.resources.callbacks import delivery_view
 from services.batch.wire import moment
 from services.core.errors import InvalidRequest, Refusal
+from services.core.ids import new_id
 from services.core.netguard import UrlRefused, check_url
-from services.core.webhooks import EVENTS
+from services.core.webhooks import ENDS, EVENTS, TEST, delivered
 
 _PAGE_MAX: Final = 200
+_TESTS_MAX: Final = 2  # at once: each keeps a thread that calls need
 _Url = Annotated[str, msgspec.Meta(min_length=1, max_length=2048)]
 _Text = Annotated[str, msgspec.Meta(max_length=256)]
 _Events = Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=len(EVENTS))]
@@ -31,7 +35,7 @@ _Events = Annotated[tuple[str, ...], msgspec.Meta(min_length=1, max_length=len(E
 
 class _New(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     url: _Url
-    events: _Events = EVENTS
+    events: _Events = ENDS
     description: _Text = ""
 
 
@@ -53,7 +57,7 @@ class EndpointsResource:
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         account_id = self._service.caller(req).account_id
         asked = decode(read_body(req), _New)
-        _check(asked.url, asked.events)
+        _check(asked.url, asked.events, asked.description)
         try:
             made = self._endpoints.add(
                 account_id, asked.url, sorted(set(asked.events)), asked.description
@@ -72,7 +76,8 @@ class EndpointsResource:
 
 
 class EndpointResource:
-    """GET, PATCH and DELETE /v1/webhooks/endpoints/{id}, POST /rotate, GET /deliveries."""
+    """GET, PATCH and DELETE /v1/webhooks/endpoints/{id}, POST /rotate, POST /test (one message, at
+    once, without a trace), GET /deliveries."""
 
     def __init__(
         self,
@@ -80,11 +85,14 @@ class EndpointResource:
         endpoints: Endpoints,
         deliveries: Deliveries,
         secrets: CallbackSecrets,
+        receivers: Receivers,
     ) -> None:
         self._service = service
         self._endpoints = endpoints
         self._deliveries = deliveries
         self._secrets = secrets
+        self._receivers = receivers
+        self._tests = threading.BoundedSemaphore(_TESTS_MAX)
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, endpoint_id: str) -> None:
         answer(resp, _view(self._own(req, endpoint_id)))
@@ -94,7 +102,7 @@ class EndpointResource:
         asked = decode(read_body(req), _Change)
         changes: dict[str, Any] = msgspec.structs.asdict(asked)
         changes = {name: value for name, value in changes.items() if value is not msgspec.UNSET}
-        _check(changes.get("url"), changes.get("events", ()))
+        _check(changes.get("url"), changes.get("events", ()), changes.get("description", ""))
         if "events" in changes:
             changes["events"] = sorted(set(changes["events"]))
         try:
@@ -113,6 +121,32 @@ class EndpointResource:
         account_id = self._service.caller(req).account_id
         found = _there(self._endpoints.rotate(account_id, endpoint_id))
         answer(resp, _view(found) | {"secret": self._secrets.of_endpoint(found)})
+
+    def on_post_test(self, req: falcon.Request, resp: falcon.Response, endpoint_id: str) -> None:
+        found = self._own(req, endpoint_id)
+        clock, message_id = self._service.parts.clock, new_id("whd")
+        body = {
+            "type": TEST,
+            "timestamp": moment(clock.now_us()),
+            "data": {"object": "webhook_endpoint", "id": found.id},
+        }
+        if not self._tests.acquire(blocking=False):
+            raise Refusal(Code.RATE_LIMIT_EXCEEDED, "too many tests run now", retry_after_s=5)
+        try:
+            secrets = self._secrets.signing(found, clock.now_us())
+            told = self._receivers.send(found.url, secrets, message_id, msgspec.json.encode(body))
+        finally:
+            self._tests.release()
+        answer(
+            resp,
+            {
+                "object": "webhook_test",
+                "id": message_id,
+                "delivered": delivered(told.status),
+                "response_status": told.status,
+                "message": told.message or None,
+            },
+        )
 
     def on_get_deliveries(
         self, req: falcon.Request, resp: falcon.Response, endpoint_id: str
@@ -137,7 +171,9 @@ class EndpointResource:
         return _there(self._endpoints.get(self._service.caller(req).account_id, endpoint_id))
 
 
-def _check(url: str | None, events: tuple[str, ...]) -> None:
+def _check(url: str | None, events: tuple[str, ...], description: str) -> None:
+    if "\0" in description:
+        raise InvalidRequest("description: must not hold NUL", param="description")
     if url is not None:
         try:
             check_url(url)

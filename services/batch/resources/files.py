@@ -7,8 +7,9 @@ import falcon
 
 from schemas.errors import Code
 from services.backends.objects.port import CHUNK, Draft, NotStored, TooLarge
+from services.backends.sql.job_rows import storable
 from services.backends.sql.uploads import BATCH, JSONL, Upload
-from services.batch.resources.base import Service, answer
+from services.batch.resources.base import Service, answer, sent
 from services.core.artifacts import ArtifactFacts, ArtifactInvalid, inspect
 from services.core.errors import InvalidRequest, Refusal
 
@@ -86,8 +87,7 @@ def send_file(service: Service, req: falcon.Request, resp: falcon.Response, uplo
     resp.content_length = upload.bytes
     resp.set_header("x-content-type-options", "nosniff")
     resp.set_header("content-security-policy", "sandbox; default-src 'none'")
-    # The server sends a wrapped file from its loop, without keeping a thread for it.
-    resp.stream = req.env["wsgi.file_wrapper"](file, CHUNK)
+    resp.stream = sent(req, file)
 
 
 def receive(service: Service, part: Any) -> Draft:
@@ -110,8 +110,8 @@ def keep(service: Service, account_id: str, name: str, purpose: str, draft: Draf
         store.drop(draft)
     return service.parts.uploads.add(
         account_id,
-        name[:_NAME_MAX],
-        purpose,
+        storable(name[:_NAME_MAX]),
+        storable(purpose),
         facts.mime,
         draft.size,
         draft.sha256,

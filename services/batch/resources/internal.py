@@ -42,7 +42,6 @@ class HookResource:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, provider: str) -> None:
         job_id = (req.get_param("ref") or "").rpartition("-")[0]
-        if job_id.isalnum():
-            self._service.parts.claims.hint(job_id)
+        if job_id.isalnum() and self._service.parts.claims.hint(job_id):
             self._service.engine.wake()
         resp.status = 204

@@ -16,6 +16,8 @@ from services.core.jobs import TERMINAL, Phase, State, state_of
 
 _IDS_MAX: Final = 200
 _PAGE_MAX: Final = 200
+_EVENTS_MAX: Final = 500
+_RETENTION_MAX_S: Final = 366 * 86_400
 _Label = Annotated[str, msgspec.Meta(max_length=256)]
 
 
@@ -34,7 +36,7 @@ class _Submit(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     max_cost_nano: Annotated[int, msgspec.Meta(ge=0)] | None = None
     on_late: str = "attach"
     priority: Annotated[int, msgspec.Meta(ge=-10, le=10)] = 0
-    retention_seconds: Annotated[int, msgspec.Meta(ge=60)] | None = None
+    retention_seconds: Annotated[int, msgspec.Meta(ge=60, le=_RETENTION_MAX_S)] | None = None
     metadata: dict[
         Annotated[str, msgspec.Meta(max_length=64)], Annotated[str, msgspec.Meta(max_length=512)]
     ] = {}
@@ -148,7 +150,7 @@ class JobCancelResource:
 
 
 class JobEventsResource:
-    """GET /v1/jobs/{id}/events as a JSON list; the edge makes it a stream."""
+    """GET /v1/jobs/{id}/events?after= as a JSON list of 500 at most; the edge makes it a stream."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -156,13 +158,15 @@ class JobEventsResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response, job_id: str) -> None:
         job = own(self._service, req, job_id)
         after = req.get_param_as_int("after", min_value=0) or 0
-        events = self._service.parts.jobs.events(job.id, after)
+        found = self._service.parts.jobs.events(job.id, after, _EVENTS_MAX + 1)
+        events, more = found[:_EVENTS_MAX], len(found) > _EVENTS_MAX
         answer(
             resp,
             {
                 "object": "list",
                 "state": state_of(job.phase).value,
                 "terminal": job.phase in TERMINAL,
+                "has_more": more,
                 "data": [
                     {
                         "seq": each.seq,

@@ -9,6 +9,7 @@ from schemas.errors import Code
 from services.backends.sql.batch_records import Batch
 from services.backends.sql.uploads import Upload
 from services.batch.batch_input import keep_lines, store
+from services.batch.batch_wire import MESSAGES_PREFIX
 from services.batch.resources.base import ORIGIN_HEADER, answer, decode, read_body
 from services.batch.resources.batches import Desk
 from services.batch.resources.files import send_file
@@ -16,7 +17,6 @@ from services.batch.wire import moment
 from services.core.batches import MESSAGES, WrongLine, check_message
 from services.core.errors import InvalidRequest, Refusal
 
-PREFIX: Final = "msgbatch_"
 _LIST: Final = 20
 _LIST_MAX: Final = 1000
 _VERSION: Final = "2023-06-01"
@@ -85,7 +85,7 @@ class MessageBatchesResource:
         self._desk.batches.delete(found)
         if found.output_id:
             self._desk.service.parts.uploads.delete(found.account_id, found.output_id)
-        answer(resp, {"id": PREFIX + found.id, "type": "message_batch_deleted"})
+        answer(resp, {"id": MESSAGES_PREFIX + found.id, "type": "message_batch_deleted"})
 
     def on_post_cancel(self, req: falcon.Request, resp: falcon.Response, batch_id: str) -> None:
         self._desk.cancel(self._own(req, batch_id))
@@ -102,7 +102,7 @@ class MessageBatchesResource:
 
     def _own(self, req: falcon.Request, named: str) -> Batch:
         """Raises Refusal(NOT_FOUND)."""
-        return self._desk.own(req, named, PREFIX, messages=True)
+        return self._desk.own(req, named, MESSAGES_PREFIX, messages=True)
 
     def _view(self, req: falcon.Request, batch: Batch) -> dict[str, Any]:
         """The object of Anthropic's API. Lines count as `processing` until the batch has ended."""
@@ -110,7 +110,7 @@ class MessageBatchesResource:
         gone = ended and self._results(batch) is None
         status = "canceling" if batch.cancel_at is not None else "in_progress"
         return {
-            "id": PREFIX + batch.id,
+            "id": MESSAGES_PREFIX + batch.id,
             "type": "message_batch",
             "processing_status": "ended" if ended else status,
             "request_counts": {
@@ -136,7 +136,7 @@ class MessageBatchesResource:
     def _results_url(self, req: falcon.Request, batch: Batch) -> str:
         public = self._desk.service.parts.config.artifacts.public_url
         base = (public or req.get_header(ORIGIN_HEADER) or "").rstrip("/")
-        return f"{base}/v1/messages/batches/{PREFIX}{batch.id}/results"
+        return f"{base}/v1/messages/batches/{MESSAGES_PREFIX}{batch.id}/results"
 
 
 def _checked(requests: list[msgspec.Raw], most: int) -> list[bytes]:

@@ -19,6 +19,7 @@ from services.edge.authenticated import Authenticated, Caller
 from services.edge.body import read_body
 from services.edge.jobs.feed import JobFeed, Watcher
 from services.edge.rates import RETURN_WAIT_S
+from services.edge.watch import ClientWatch
 from services.edge.worker import Worker
 
 BODY_MAX: Final = 1024 * 1024
@@ -185,22 +186,27 @@ class JobRoute(Authenticated):
 
     def _wait(self, req: falcon.Request, caller: Caller, told: bytes, wait_s: float) -> bytes:
         """The job's answer once it has changed (a submission: ended), at the latest in `wait_s`.
-        Raises Refusal(INVALID_API_KEY) once the caller's key is revoked."""
+        Raises Refusal(INVALID_API_KEY) once the caller's key is revoked, Refusal(CLIENT_GONE) when
+        nobody waits any more: its job lives on."""
         before = _peek(told)
         until_s = self._worker.clock.monotonic_s() + wait_s
         with self._forwarder.watching(caller, before.id) as changed:
-            while True:
-                told = self._forwarder.told(req, f"/v1/jobs/{before.id}", caller)
-                now = _peek(told)
-                news = req.method == "GET" and now.version != before.version
-                if now.completed_at or news:
-                    return told
-                left_s = until_s - self._worker.clock.monotonic_s()
-                if left_s <= 0:
-                    return told
-                changed.wait(min(left_s, 5.0))
-                if changed.revoked:
-                    raise Refusal(Code.INVALID_API_KEY, REVOKED)
+            client = ClientWatch(req.env["gunicorn.socket"], changed.wake)
+            try:
+                while True:
+                    told = self._forwarder.told(req, f"/v1/jobs/{before.id}", caller)
+                    now = _peek(told)
+                    news = req.method == "GET" and now.version != before.version
+                    left_s = until_s - self._worker.clock.monotonic_s()
+                    if now.completed_at or news or left_s <= 0:
+                        return told
+                    changed.wait(min(left_s, 5.0))
+                    if changed.revoked:
+                        raise Refusal(Code.INVALID_API_KEY, REVOKED)
+                    if client.gone:
+                        raise Refusal(Code.CLIENT_GONE, "the client hung up")
+            finally:
+                client.close()
 
 
 class LinkRoute:

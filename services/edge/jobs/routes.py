@@ -31,6 +31,7 @@ def add_job_routes(app: falcon.App, worker: Worker) -> None:
     hook = "/v1/webhooks/endpoints/{endpoint_id}"
     app.add_route(hook, JobRoute(forwarder, "get", "patch", "delete"))
     app.add_route(hook + "/rotate", JobRoute(forwarder, "post"))
+    app.add_route(hook + "/test", JobRoute(forwarder, "post", counted=True))
     app.add_route(hook + "/deliveries", JobRoute(forwarder, "get"))
     again = JobRoute(forwarder, "post")
     app.add_route("/v1/webhooks/deliveries/{delivery_id}/redeliver", again)

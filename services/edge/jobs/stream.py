@@ -32,6 +32,7 @@ class TaskStreamRoute(Authenticated):
     def __init__(self, forwarder: Forwarder) -> None:
         super().__init__(forwarder.worker)
         self._forwarder = forwarder
+        self._stall_s = forwarder.worker.config.edge.event_stall_s
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         def answer(caller: Caller) -> None:
@@ -41,7 +42,7 @@ class TaskStreamRoute(Authenticated):
                 relay(resp, found)
                 return
             found.close()
-            _begin(resp, self._frames(req, caller, target, task_id))
+            _begin(req, resp, self._frames(req, caller, target, task_id), self._stall_s)
 
         self._serve(req, resp, answer)
 
@@ -82,6 +83,7 @@ class _Events(msgspec.Struct):
     state: str
     terminal: bool
     data: list[_Event]
+    has_more: bool = False
 
 
 class JobEventsRoute(Authenticated):
@@ -91,6 +93,7 @@ class JobEventsRoute(Authenticated):
     def __init__(self, forwarder: Forwarder) -> None:
         super().__init__(forwarder.worker)
         self._forwarder = forwarder
+        self._stall_s = forwarder.worker.config.edge.event_stall_s
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, job_id: str) -> None:
         def answer(caller: Caller) -> None:
@@ -104,7 +107,8 @@ class JobEventsRoute(Authenticated):
             if found.status != 200:
                 relay(resp, found)
                 return
-            _begin(resp, self._frames(req, caller, job_id, found.body(), int(after)))
+            frames = self._frames(req, caller, job_id, found.body(), int(after))
+            _begin(req, resp, frames, self._stall_s)
 
         self._serve(req, resp, answer)
 
@@ -117,10 +121,8 @@ class JobEventsRoute(Authenticated):
                 if not looks:
                     yield _PING
                     continue
-                target = f"/v1/jobs/{job_id}/events?after={after}"
                 try:
-                    told = self._forwarder.told(req, target, caller)
-                    found = msgspec.json.decode(told, type=_Events)
+                    found = self._events(req, caller, job_id, after)
                 except (Refusal, ApiUnavailable, msgspec.DecodeError):
                     yield _waiting(changed)
                     continue
@@ -131,13 +133,19 @@ class JobEventsRoute(Authenticated):
                         each.type.encode(),
                         bytes(each.data),
                     )
-                if found.terminal:
-                    told = self._forwarder.told(req, f"/v1/jobs/{job_id}", caller)
+                if found.has_more:
+                    changed.wake()
+                elif found.terminal:
+                    told = self._forwarder.told(req, f"/v1/jobs/{quote(job_id)}", caller)
                     yield b"event: done\ndata: " + told + b"\n\n"
                     return
-                if not found.data:
+                elif not found.data:
                     yield _PING
         yield _revoked(caller) if changed.revoked else b"event: reconnect\ndata: {}\n\n"
+
+    def _events(self, req: falcon.Request, caller: Caller, job_id: str, after: int) -> _Events:
+        target = f"/v1/jobs/{quote(job_id)}/events?after={after}"
+        return msgspec.json.decode(self._forwarder.told(req, target, caller), type=_Events)
 
 
 def _turns(forwarder: Forwarder, changed: Watcher) -> Iterator[bool]:
@@ -169,8 +177,18 @@ def _revoked(caller: Caller) -> bytes:
     return b"event: error\ndata: " + error + b"\n\n"
 
 
-def _begin(resp: falcon.Response, frames: Iterator[bytes]) -> None:
+def _begin(
+    req: falcon.Request, resp: falcon.Response, frames: Iterator[bytes], stall_s: float
+) -> None:
     resp.content_type = "text/event-stream; charset=utf-8"
     resp.set_header("cache-control", "no-store")
     resp.set_header("x-accel-buffering", "no")
-    resp.stream = frames
+    resp.stream = _bounded(req.env["gunicorn.socket"], frames, stall_s)
+
+
+def _bounded(client: Any, frames: Iterator[bytes], stall_s: float) -> Iterator[bytes]:
+    """The frames, each made when the one before was sent; a client that takes nothing for `stall_s`
+    is cut, and goes on where it was."""
+    for frame in frames:
+        yield frame
+        client.settimeout(stall_s)  # the head of the answer has set a longer one
