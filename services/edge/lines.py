@@ -41,17 +41,14 @@ class Lines:
         self._clock = clock
         self._incarnation = incarnation
 
-    def ticket(self, environ: Mapping[str, Any], body: bytes | None = None) -> Ticket:
-        """The ticket of a request that has one. Without `body`, before that is read,
-        `require_body` must follow. Raises Refusal."""
+    def ticket(self, environ: Mapping[str, Any]) -> Ticket:
+        """The ticket of a request that has one, before its body is read: `require_body` must
+        follow. Raises Refusal."""
         try:
             path, now_us = environ["PATH_INFO"], self._clock.now_us()
-            found = self._tickets.verify(environ[ENVIRON], path, now_us)
+            return self._tickets.verify(environ[ENVIRON], path, now_us)
         except NotATicket as ex:
             raise _not_good(ex) from ex
-        if body is not None:
-            self.require_body(found, body)
-        return found
 
     def require_body(self, ticket: Ticket, body: bytes) -> None:
         """Raises Refusal unless the ticket is for that body."""

@@ -1,5 +1,6 @@
 """One suite for both buses: what the relay and the sinks rely on."""
 
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -309,6 +310,26 @@ for n in range(100):
     for key in {m.key for m in member.got}:
         numbers = [int(m.value.split(b"-")[0]) for m in member.got if m.key == key]
         assert numbers == list(range(100))
+
+
+def test_a_member_that_could_not_begin_begins_later(tmp_path):
+    bus = LocalBus(tmp_path / "bus.db", PARTITIONS)
+    bus.ensure_topics()
+    bus.producer().send(TOPIC, [Record("k", b"one")])
+    member = bus.consumer("g")
+    troubles = [sqlite3.OperationalError("database is locked"), BusUnavailable("not now")]
+
+    def assigned(partitions):
+        if troubles:
+            raise troubles.pop()
+        return dict.fromkeys(partitions, 0)
+
+    member.subscribe(TOPIC, assigned, lambda partitions: None)
+    assert member.poll(0.0, 10) == {}
+    assert member.poll(0.0, 10) == {}
+    (messages,) = member.poll(5.0, 10).values()
+    assert [each.value for each in messages] == [b"one"]
+    member.close()
 
 
 def test_a_killed_member_of_a_local_group_is_replaced(tmp_path):

@@ -193,11 +193,15 @@ class LocalConsumer:
         except BlockingIOError:
             os.close(fd)
             return False
+        try:
+            wanted = self._on_assigned(list(range(partitions)))
+            for partition, offset in wanted.items():
+                self._log.check(self._topic, partition, offset)
+        except BaseException:
+            os.close(fd)  # whoever polls next joins anew
+            raise
         self._lock_fd = fd
-        wanted = self._on_assigned(list(range(partitions)))
-        for partition, offset in wanted.items():
-            self._log.check(self._topic, partition, offset)
-        self._wanted = dict(wanted)
+        self._wanted, self._empty_at = dict(wanted), None
         return True
 
     def _fetch(self, max_records: int) -> dict[int, list[Message]]:
@@ -283,6 +287,8 @@ class LocalBus:
         try:
             topic_id, partitions = log.topic(topic)
             return {p: log.bounds(topic_id, p) for p in range(partitions)}
+        except sqlite3.OperationalError as error:
+            raise BusUnavailable(f"local log: {error}") from error
         finally:
             log.connection.close()
 

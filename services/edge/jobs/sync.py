@@ -135,8 +135,10 @@ class SyncRoute(_Waiting):
         if ENVIRON not in req.env:
             return super().identify(req, headers)
         lines = self._worker.lines
+        ticket = lines.ticket(req.env)
         req.context.body = self.body(req)
-        return lines.caller(lines.ticket(req.env, req.context.body))
+        lines.require_body(ticket, req.context.body)
+        return lines.caller(ticket)
 
     def submit(self, req: falcon.Request, caller: Caller, raw: bytes) -> tuple[Answer, str]:
         body = _decoded(raw)
