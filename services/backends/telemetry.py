@@ -1,5 +1,6 @@
 """Structured logs on stderr and Prometheus metrics that all processes of a host share."""
 
+import faulthandler
 import logging
 import os
 import re
@@ -31,6 +32,8 @@ def configure(role: str, config: Config) -> None:
     """Sets up logs and metrics of this process; the first thing that a process does.
 
     Must run before anything else imports prometheus_client."""
+    if not faulthandler.is_enabled():
+        faulthandler.enable()  # a crash inside a C library leaves its Python stack in the log
     _configure_logs(role, config.log.level)
     share_metrics(config)
 

@@ -160,9 +160,8 @@ class Snapshots:
             return
         lookups.append(now_s)
         found = self._threads.apply(self._catalog.key_by_sha256, (secret_sha256,))
-        # A key that died long ago is in no view: reading all again would not bring it.
-        if found is not None and found.status == "active":
-            self._reload()
+        if found is not None:
+            self.poll()  # reads nothing for a key that died long ago: it is in no view
         if secret_sha256 not in self._view.snapshot.keys:
             self._unknown[secret_sha256] = now_s
             if len(self._unknown) > UNKNOWN_KEYS_MAX:

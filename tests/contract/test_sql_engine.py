@@ -109,7 +109,7 @@ def test_a_deadlock_is_repeated(engine):  # noqa: F811
         thread.start()
     for thread in threads:
         thread.join(30)
-    assert len(tries) == 3  # one of the two was the victim, once
+    assert len(tries) >= 3  # one of the two was the victim
     rows = read(engine, lambda c: c.execute(select(routing_group.c.multiplier_ppm)).scalars().all())
     assert sorted(rows) == [2, 2, 1_000_000]
 
@@ -241,7 +241,9 @@ def test_a_process_killed_between_the_statements_of_a_grant(engine, database_url
 
 
 def test_money_has_64_bits(engine):  # noqa: F811
-    world = World(engine, wallet_nano=9_000_000_000_000_000_000)
+    world = World(engine, wallet_nano=10**18)
+    for number in range(8):  # as much as one movement may
+        world.wallets.move(world.account.id, "topup", 10**18, f"more-{number}")
     world.grant("lease_1", 1, 8_000_000_000_000_000_000)
     query = select(limit_row.c.leased_nano).where(limit_row.c.kind == "wallet")
     assert read(engine, lambda c: c.execute(query).scalar_one()) == 8 * 10**18
