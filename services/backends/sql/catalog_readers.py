@@ -7,8 +7,9 @@ from typing import Final
 
 from sqlalchemy import Engine, func, select, update
 
+from services.backends.sql.catalog_changes import present_version
 from services.backends.sql.engine import read, write
-from services.backends.sql.tables import catalog_version, incarnation
+from services.backends.sql.tables import incarnation
 
 PATIENCE_S: Final = 1.0  # a worker that is gone must not hold up a change
 _PAUSE_S: Final = 0.02
@@ -33,8 +34,7 @@ class CatalogReaders:
 
     def version(self) -> int:
         """The catalog's present version."""
-        query = select(catalog_version.c.version)
-        return int(read(self._engine, lambda connection: connection.execute(query).scalar_one()))
+        return read(self._engine, present_version)
 
     def behind(self, version: int) -> int:
         """How many open edge workers have not read `version` yet."""
