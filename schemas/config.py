@@ -121,7 +121,8 @@ class Artifacts(Section, kw_only=True):
     """What jobs made. `public_url` begins the links to them: the address of the edge as clients
     outside see it; empty: the address that the request came to. With `store = "s3"` they lie in
     `bucket` (of what speaks S3 at `endpoint_url`; empty: AWS) and `path` holds what is on its way;
-    keys are secrets, empty: as boto3 finds them."""
+    keys are secrets, empty: as boto3 finds them. `link_key`: the number of the key that signs
+    links; raise it by one to change that key."""
 
     store: Literal["folder", "s3"] = "folder"
     path: str = "artifacts"
@@ -132,6 +133,7 @@ class Artifacts(Section, kw_only=True):
     access_key: str = ""
     secret_key: str = ""
     public_url: str = ""
+    link_key: Positive = 1
     url_lifetime_s: Annotated[int, msgspec.Meta(ge=1, le=7 * 86_400)] = 86_400
     retention_s: Annotated[int, msgspec.Meta(ge=60)] = 7 * 86_400
     max_bytes: Positive = 2 * 1024 * 1024 * 1024

@@ -15,7 +15,7 @@ import msgspec
 from schemas.config import Config
 from services.backends import settings
 from services.backends.clock import Clock, SystemClock
-from services.backends.identity import HEADER, OPERATOR, Identity, identity, sign
+from services.backends.identity import HEADER, OPERATOR, Identity, identities, identity
 
 _CONNECT_TIMEOUT_S: Final = 2.0
 _ANSWER_TIMEOUT_S: Final = 30.0
@@ -46,7 +46,7 @@ class QueryClient:
         self._socket_path = ""
         if self._url.startswith("unix:"):
             self._socket_path = str(settings.under(config, self._url.removeprefix("unix:")))
-        self._secret = settings.load_secret(config.data_dir)
+        self._identities = identities(settings.load_secret(config.data_dir))
         self._clock = clock or SystemClock()
 
     def get(self, path: str, account_id: str, params: Mapping[str, str] | None = None) -> Any:
@@ -77,7 +77,7 @@ class QueryClient:
     def _call(
         self, method: str, path: str, query_string: str, caller: Identity, body: bytes | None
     ) -> tuple[int, bytes]:
-        headers = {HEADER: sign(self._secret, caller)}
+        headers = {HEADER: self._identities.sign(caller)}
         if body is not None:
             headers["content-type"] = "application/json"
         connection = self._connection()

@@ -9,8 +9,9 @@ import msgspec
 
 from services.backends.http.client import HttpClient, NoReply, NotConnected, Reply
 from services.backends.lifecycle import crash_point
-from services.backends.line_ticket import HEADER, LIFETIME_US, Ticket, Tickets
+from services.backends.line_ticket import HEADER, LIFETIME_US, Ticket
 from services.backends.objects.port import StoreUnavailable
+from services.backends.signed import Signer
 from services.backends.sql.batch_lines import BatchLines
 from services.backends.sql.batch_records import Batch, Line, request_of
 from services.backends.sql.engine import DatabaseUnavailable
@@ -37,7 +38,12 @@ class Sender:
     """Safe in threads. `edge_url` is where the edge listens."""
 
     def __init__(
-        self, parts: Parts, lines: BatchLines, http: HttpClient, tickets: Tickets, edge_url: str
+        self,
+        parts: Parts,
+        lines: BatchLines,
+        http: HttpClient,
+        tickets: Signer[Ticket],
+        edge_url: str,
     ) -> None:
         self._parts = parts
         self._lines = lines

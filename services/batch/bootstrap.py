@@ -12,7 +12,7 @@ from services.backends.http.client import HttpClient
 from services.backends.http.fetch import Fetcher
 from services.backends.http.private_server import PrivateServer
 from services.backends.lifecycle import Loop
-from services.backends.line_ticket import Tickets
+from services.backends.line_ticket import tickets
 from services.backends.objects.folder import FolderStore
 from services.backends.objects.port import ObjectStore
 from services.backends.settings import under
@@ -103,7 +103,7 @@ class Batch:
         self._beat = Heartbeat(config, "batch")
         engine = JobEngine(parts, self._beat.beat)
         feed = ChangeFeed(parts.jobs)
-        signer = LinkSigner(secret, clock, config.artifacts.url_lifetime_s)
+        signer = LinkSigner(secret, clock, config.artifacts)
         service = Service(parts, engine, signer, secret)
         deliveries, secrets = Deliveries(self._engine), CallbackSecrets(secret)
         endpoints = Endpoints(self._engine)
@@ -112,7 +112,7 @@ class Batch:
         callbacks = Callbacks(parts, deliveries, endpoints, batches, receivers, signer, secrets)
         claims = BatchClaims(self._engine, config.batch.claim_s)
         lines = BatchLines(self._engine)
-        sender = Sender(parts, lines, HttpClient(), Tickets(secret), edge_url(config))
+        sender = Sender(parts, lines, HttpClient(), tickets(secret), edge_url(config))
         driver = BatchEngine(parts, claims, lines, sender)
         desk = Desk(service, batches, driver)
         server = PrivateServer(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import msgspec
@@ -18,6 +17,7 @@ from services.core.jobs import (
     task_error,
     task_status,
 )
+from services.core.moments import rfc3339
 from services.core.money import NANO_PER_USD, exact_usd
 from services.core.upstream_words import client_text
 
@@ -143,10 +143,7 @@ def attempt_view(attempt: Attempt) -> dict[str, Any]:
 
 def moment(time_us: int | None) -> str | None:
     """RFC 3339, UTC."""
-    if time_us is None:
-        return None
-    text = datetime.fromtimestamp(time_us / 1e6, UTC).isoformat(timespec="milliseconds")
-    return text.replace("+00:00", "Z")
+    return None if time_us is None else rfc3339(time_us, 3)
 
 
 def usd(nano: int) -> float:

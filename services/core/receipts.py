@@ -10,7 +10,6 @@ import binascii
 import hashlib
 import json
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -18,6 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from schemas.events import Usage
+from services.core.moments import rfc3339
 from services.core.money import exact_usd
 
 ALGORITHM: Final = "Ed25519"
@@ -79,7 +79,7 @@ def receipt_of(event: Usage) -> dict[str, Any]:
         "request_id": event.request_id,
         "account_id": event.account_id,
         "api_key_id": event.key_id,
-        "time": _time(event.occurred_at),
+        "time": rfc3339(event.occurred_at, 6),
         "dialect": event.dialect,
         "model_asked": event.model,
         "model_served": event.upstream_model or event.priced_as,
@@ -130,8 +130,3 @@ def published(document: Any) -> dict[str, bytes]:
             raise ValueError("a key of the list is damaged")
         found[entry["key_id"]] = public
     return found
-
-
-def _time(time_us: int) -> str:
-    whole = datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{whole}.{time_us % 1_000_000:06d}Z"

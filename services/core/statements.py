@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
+from services.core.moments import rfc3339
 from services.core.money import exact_usd
 
 FORMATS: Final = ("text", "csv", "json")
@@ -84,16 +85,16 @@ class _Sums:
 def _text(statement: Statement) -> Iterator[str]:
     sums = _Sums(statement.opening_nano)
     yield f"statement of {statement.account_id} for {statement.period} (UTC, USD)\n\n"
-    yield f"{_time(statement.since)}  opening balance  {exact_usd(statement.opening_nano)}\n"
+    yield f"{rfc3339(statement.since, 6)}  opening balance  {exact_usd(statement.opening_nano)}\n"
     for line in statement.lines:
         balance_nano = sums.add(line)
         detail = " ".join(line.detail.split())
         facts = "  ".join(filter(None, (line.kind, line.key_id, detail, line.event_id)))
         yield (
-            f"{_time(line.occurred_at)}  {exact_usd(line.amount_nano):>16}  "
+            f"{rfc3339(line.occurred_at, 6)}  {exact_usd(line.amount_nano):>16}  "
             f"{exact_usd(balance_nano):>16}  {facts}\n"
         )
-    yield f"{_time(statement.until)}  closing balance  {exact_usd(sums.balance_nano)}\n\n"
+    yield f"{rfc3339(statement.until, 6)}  closing balance  {exact_usd(sums.balance_nano)}\n\n"
     for kind, (nano, count) in sorted(sums.by_kind.items()):
         yield f"{kind}: {count} lines, {exact_usd(nano)}\n"
 
@@ -101,11 +102,11 @@ def _text(statement: Statement) -> Iterator[str]:
 def _csv(statement: Statement) -> Iterator[str]:
     sums = _Sums(statement.opening_nano)
     yield ",".join(_COLUMNS) + "\n"
-    yield _csv_row(_time(statement.since), "", "opening", "", "", 0, "0", sums.balance_nano)
+    yield _csv_row(rfc3339(statement.since, 6), "", "opening", "", "", 0, "0", sums.balance_nano)
     for line in statement.lines:
         balance_nano = sums.add(line)
         yield _csv_row(
-            _time(line.occurred_at),
+            rfc3339(line.occurred_at, 6),
             line.event_id,
             line.kind,
             line.key_id,
@@ -114,7 +115,7 @@ def _csv(statement: Statement) -> Iterator[str]:
             exact_usd(line.amount_nano),
             balance_nano,
         )
-    yield _csv_row(_time(statement.until), "", "closing", "", "", 0, "0", sums.balance_nano)
+    yield _csv_row(rfc3339(statement.until, 6), "", "closing", "", "", 0, "0", sums.balance_nano)
 
 
 def _csv_row(*cells: object) -> str:
@@ -136,7 +137,7 @@ def _json(statement: Statement) -> Iterator[str]:
     separator = "\n"
     for line in statement.lines:
         balance_nano = sums.add(line)
-        row = {**line._asdict(), "time": _time(line.occurred_at), "balance_nano": balance_nano}
+        row = {**line._asdict(), "time": rfc3339(line.occurred_at, 6), "balance_nano": balance_nano}
         yield separator + _dumps(row)
         separator = ",\n"
     totals = {
@@ -147,8 +148,3 @@ def _json(statement: Statement) -> Iterator[str]:
 
 def _dumps(value: object) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-
-def _time(time_us: int) -> str:
-    whole = datetime.fromtimestamp(time_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{whole}.{time_us % 1_000_000:06d}Z"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from services.core.access import check_address, credentials, pick_key
+from services.core.access import check_address, credentials, live_key, pick_key
 from services.core.catalog import Key
 from services.core.errors import Refusal
 from services.core.keys import sha256_hex
@@ -51,3 +51,15 @@ def _live_key(
         snapshots.missing(digest)
     view = snapshots.view()
     return view, pick_key(view.snapshot, offered, now_us)
+
+
+def authenticate_id(snapshots: Snapshots, key_id: str, now_us: int) -> tuple[View, Key]:
+    """The current view and the live key that a signed statement names; it may have been made a
+    moment ago. Raises Refusal as `authenticate`."""
+    view = snapshots.view()
+    key = view.key(key_id)
+    if key is None:
+        snapshots.poll()
+        view = snapshots.view()
+        key = view.key(key_id)
+    return view, live_key(view.snapshot, key, now_us)

@@ -18,7 +18,7 @@ from services.backends import bonus_ladder, lifecycle, telemetry
 from services.backends.admin_key import AdminKey
 from services.backends.clock import SystemClock
 from services.backends.http.private_client import PrivateClient
-from services.backends.line_ticket import Tickets
+from services.backends.line_ticket import tickets
 from services.backends.outbox import Outbox, OutboxFailed
 from services.backends.query_client import QueryClient
 from services.backends.settings import load_secret, under
@@ -36,6 +36,7 @@ from services.edge.app import PathPrefix, create_routes
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
+from services.edge.jobs.stream_token import StreamTokens
 from services.edge.journal import Journal
 from services.edge.leases import LeaseBook
 from services.edge.lines import Lines
@@ -153,7 +154,8 @@ def create_app(config: Config) -> EdgeApp:
         accounts=Accounts(engine),
         queries=QueryClient(config),
         batch=PrivateClient(config, config.edge.batch_url),
-        lines=Lines(Tickets(secret), BatchLines(engine), snapshots, threads, clock, incarnation),
+        lines=Lines(tickets(secret), BatchLines(engine), snapshots, threads, clock, incarnation),
+        stream_tokens=StreamTokens(secret, snapshots, clock),
         threads=threads,
         counters=counters,
         confirm=partial(readers.confirm, incarnation),

@@ -10,12 +10,13 @@ from typing import Any, Final
 
 from schemas.errors import Code
 from services.backends.clock import Clock
-from services.backends.line_ticket import NotATicket, Ticket, Tickets
+from services.backends.line_ticket import Ticket
+from services.backends.signed import NotAuthentic, Signer
 from services.backends.sql.batch_lines import BatchLines
 from services.backends.sql.engine import DatabaseUnavailable
-from services.core.access import live_key
 from services.core.catalog import Key
 from services.core.errors import Refusal
+from services.edge.authenticate import authenticate_id
 from services.edge.snapshot import Snapshots, View
 from services.edge.threads import Threads
 
@@ -27,7 +28,7 @@ class Lines:
 
     def __init__(
         self,
-        tickets: Tickets,
+        tickets: Signer[Ticket],
         store: BatchLines,
         snapshots: Snapshots,
         threads: Threads,
@@ -45,28 +46,23 @@ class Lines:
         """The ticket of a request that has one, before its body is read: `require_body` must
         follow. Raises Refusal."""
         try:
-            path, now_us = environ["PATH_INFO"], self._clock.now_us()
-            return self._tickets.verify(environ[ENVIRON], path, now_us)
-        except NotATicket as ex:
+            ticket = self._tickets.verify(environ[ENVIRON], self._clock.now_us())
+            ticket.require_path(environ["PATH_INFO"])
+            return ticket
+        except NotAuthentic as ex:
             raise _not_good(ex) from ex
 
     def require_body(self, ticket: Ticket, body: bytes) -> None:
         """Raises Refusal unless the ticket is for that body."""
         try:
             ticket.require_body(body)
-        except NotATicket as ex:
+        except NotAuthentic as ex:
             raise _not_good(ex) from ex
 
     def caller(self, ticket: Ticket) -> tuple[View, Key]:
         """The current view and the live key that the line is for. From where the key may be used
         was checked when it made the batch. Raises Refusal."""
-        view = self._snapshots.view()
-        key = view.key(ticket.key_id)
-        if key is None:  # it may have been made a moment ago
-            self._snapshots.poll()
-            view = self._snapshots.view()
-            key = view.key(ticket.key_id)
-        return view, live_key(view.snapshot, key, self._clock.now_us())
+        return authenticate_id(self._snapshots, ticket.key_id, self._clock.now_us())
 
     def take(self, ticket: Ticket) -> None:
         """From now on this worker may admit the try, and nobody else. Raises Refusal."""
@@ -79,5 +75,5 @@ class Lines:
             raise Refusal(Code.CONFLICT, "conflict: this line was taken or given up")
 
 
-def _not_good(ex: NotATicket) -> Refusal:
+def _not_good(ex: NotAuthentic) -> Refusal:
     return Refusal(Code.INVALID_API_KEY, f"this ticket of a batch is not good: {ex}")

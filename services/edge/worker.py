@@ -19,6 +19,7 @@ from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
 from services.edge.exchange import Exchange
+from services.edge.jobs.stream_token import StreamTokens
 from services.edge.leases import LeaseBook
 from services.edge.lines import Lines
 from services.edge.rates import RateBook
@@ -54,6 +55,7 @@ class Worker:
         queries: QueryClient,
         batch: PrivateClient,
         lines: Lines,
+        stream_tokens: StreamTokens,
         threads: Threads,
         counters: Counters,
         confirm: Callable[[int], None],
@@ -72,6 +74,7 @@ class Worker:
         self.queries = queries
         self.batch = batch
         self.lines = lines
+        self.stream_tokens = stream_tokens
         self.threads = threads
         self.counters = counters
         self._confirm = confirm

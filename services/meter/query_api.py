@@ -29,7 +29,8 @@ from services.backends.clickhouse.client import (
 )
 from services.backends.clickhouse.store import RequestStore
 from services.backends.clock import Clock
-from services.backends.identity import HEADER, Identity, NotAuthentic, verify
+from services.backends.identity import HEADER, Identity, identities
+from services.backends.signed import NotAuthentic
 from services.backends.telemetry import get_logger, metric
 from services.core.errors import InvalidRequest, Refusal
 from services.meter import query_params as params
@@ -211,7 +212,7 @@ class _Callers:
     """Reads the signed identity of a call."""
 
     def __init__(self, secret: bytes, clock: Clock) -> None:
-        self._secret = secret
+        self._identities = identities(secret)
         self._clock = clock
 
     def account(self, req: falcon.Request) -> str:
@@ -227,7 +228,7 @@ class _Callers:
 
     def _caller(self, req: falcon.Request) -> Identity:
         try:
-            return verify(self._secret, req.get_header(HEADER), self._clock.now_us())
+            return self._identities.verify(req.get_header(HEADER), self._clock.now_us())
         except NotAuthentic as ex:
             raise Refusal(Code.INVALID_API_KEY, str(ex)) from ex
 

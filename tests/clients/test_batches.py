@@ -10,7 +10,7 @@ import pytest
 from sqlalchemy import update
 
 from services.backends import settings
-from services.backends.line_ticket import HEADER, Ticket, Tickets
+from services.backends.line_ticket import HEADER, Ticket, tickets
 from services.backends.sql.batch_tables import batch as batch_table
 from services.backends.sql.engine import now_us, open_engine, write
 from tests.parts.feature import make_key, wait_until
@@ -345,11 +345,11 @@ def test_a_tickets_authority_cannot_be_made_up_or_used_again(media):
     )
     before = media.sim.last_id()
     for secret, status in ((b"another", 401), (settings.load_secret(media.data_dir), 409)):
-        header = Tickets(secret).sign(ticket)
+        header = tickets(secret).sign(ticket)
         for key in ("", media.key()):
             told = request(media.port, "POST", CHAT, key=key, headers=[(HEADER, header)], body=body)
             assert told.status == status, told.json()
-    header = Tickets(settings.load_secret(media.data_dir)).sign(ticket)
+    header = tickets(settings.load_secret(media.data_dir)).sign(ticket)
     told = request(media.port, "GET", "/v1/usage", headers=[(HEADER, header)])
     assert told.status == 401
     assert media.sim.calls(after=before) == []

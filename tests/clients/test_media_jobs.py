@@ -8,14 +8,17 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import openai
 import psutil
 import pytest
 from sqlalchemy import insert
 
+from services.backends.settings import load_secret
 from services.backends.sql.engine import open_engine, write
 from services.backends.sql.job_tables import job_event
+from services.edge.jobs import stream_token
 from tests.parts.feature import processes, wait_until
 from tests.parts.media import media_stack
 from tests.parts.wire import request
@@ -165,6 +168,51 @@ def test_a_stream_is_taken_up_where_it_was_cut(media):
     assert whole[-1][1] == "done"
     rest = frames(media, path, **{"last-event-id": "2"})
     assert [int(number) for number, _, _ in rest if number] == numbered[2:]
+
+
+def test_a_stream_token_opens_the_streams_of_one_job_for_a_while(media):
+    catalog, account = media._open_books().catalog, media.new_account()
+    made, key = catalog.create_key(account, "of a page")
+    body = json.dumps({"model": "sim-video", "params": {"prompt": "a fox", "duration_seconds": 1}})
+    job, other = (
+        request(media.port, "POST", "/v1/tasks/submit", key=key, body=body.encode())
+        .json()["task_id"]
+        .replace("task_", "job_")
+        for _ in range(2)
+    )
+    path = f"/v1/jobs/{job}/stream_token"
+    assert request(media.port, "POST", path, key=media.new_key()).status == 404
+    assert request(media.port, "POST", path).status == 401
+    told = request(media.port, "POST", path, key=key).json()
+    token, events = told["token"], told["url"].removeprefix(media.base_url)
+    assert events == f"/v1/jobs/{job}/events?stream_token={token}"
+
+    def opened(path):
+        reply = request(media.port, "GET", path)
+        assert ("access-control-allow-origin", "*") in reply.headers
+        return reply.status, reply.body()
+
+    status, stream = opened(events)
+    assert (status, b"event: done" in stream) == (200, True)
+    bare = job.removeprefix("job_")
+    status, stream = opened(f"/v1/tasks/stream/task_{bare}?stream_token={token}")
+    assert (status, b"event: completed" in stream) == (200, True)
+
+    clock = SimpleNamespace(now_us=lambda: time.time_ns() // 1000 - stream_token.LIFETIME_US)
+    before = stream_token.StreamTokens(load_secret(media.data_dir), None, clock)
+    over, _ = before.make(bare, made)
+    for refused, why in (
+        (events.replace(job, other), "it is for another job"),
+        (events.replace(token, over), "it has expired"),
+        (events.replace(token, token[:-1] + "x"), "the signature is wrong"),
+        (events.replace(token, ""), "it is missing or malformed"),
+    ):
+        status, told = opened(refused)
+        assert (status, why in json.loads(told)["error"]["message"]) == (401, True), told
+    for path in (f"/v1/jobs/{job}", "/v1/usage"):  # it opens nothing else
+        assert request(media.port, "GET", f"{path}?stream_token={token}").status == 401
+    catalog.revoke_key(made.id)
+    wait_until(lambda: opened(events)[0] == 401)
 
 
 def test_a_slow_reader_is_cut_and_goes_on_where_it_was(media):

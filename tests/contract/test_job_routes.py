@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 from sqlalchemy import select, update
 
+from schemas.config import Artifacts
 from services.backends import settings
 from services.backends.sql import job_tables
 from services.backends.sql.engine import now_us, read, write
@@ -302,12 +303,33 @@ def test_links_work_without_a_key_until_they_are_over_or_altered(house):
     assert house.call("GET", path[:-2] + "xx")[0] == 403
     assert house.call("GET", path.replace("e=1", "e=2"))[0] == 403
     assert house.call("GET", path.replace("/a/art_0", "/a/art_1"))[0] == 403
+    assert house.call("GET", path.replace("k=1", "k=2"))[0] == 403
+    assert house.call("GET", path.replace("k=1", "k=9"))[0] == 403
     artifact = SimpleNamespace(id=job["output"][0]["artifact_id"], expires_at=2**60)
     secret, hour_us = settings.load_secret(house.folder), 3600 * 10**6
+    config = Artifacts(url_lifetime_s=3600)
     for age_us, expected in ((0, 200), (2 * hour_us, 403)):
         clock = SimpleNamespace(now_us=lambda age_us=age_us: time.time_ns() // 1000 - age_us)
-        query, _ = LinkSigner(secret, clock, 3600).query(artifact)
+        query, _ = LinkSigner(secret, clock, config).query(artifact)
         assert house.call("GET", f"/a/{artifact.id}?{query}", raw=True)[0] == expected
+
+
+def test_links_of_the_key_before_work_while_it_is_changed():
+    artifact = SimpleNamespace(id="art_1", expires_at=2**60)
+    clock = SimpleNamespace(now_us=lambda: 10**15)
+    signers = [LinkSigner(b"secret", clock, Artifacts(link_key=number)) for number in range(1, 5)]
+    taken = []
+    for signing in signers:
+        query, _ = signing.query(artifact)
+        until, number, signature = (part.partition("=")[2] for part in query.split("&"))
+        given = (artifact.id, until, number, signature)
+        taken.append([checking.is_good(*given) for checking in signers])
+    assert taken == [  # by its key and the one after; by the one before, which may be older
+        [True, True, False, False],
+        [True, True, True, False],
+        [False, True, True, True],
+        [False, False, True, True],
+    ]
 
 
 def test_what_was_kept_long_enough_is_gone_and_its_bill_stays(house):

@@ -16,7 +16,7 @@ from services.backends.clickhouse.rows import Place, Stored
 from services.backends.clickhouse.schema import migrate
 from services.backends.clickhouse.store import RequestStore
 from services.backends.clock import FakeClock
-from services.backends.identity import HEADER, identity, sign
+from services.backends.identity import HEADER, identities, identity
 from services.backends.query_client import QueryClient, QueryFailed, QueryUnavailable
 from services.backends.settings import ConfigError, load_secret
 from services.meter.query_api import create_app
@@ -385,7 +385,7 @@ def test_rows_items_and_buckets_add_up_to_the_same(house):
     ],
 )
 def test_a_wrong_parameter_is_named_in_openais_envelope(house, path, params, named):
-    header = {HEADER: sign(house.secret, identity("acct_a", "", NOW_US))}
+    header = {HEADER: identities(house.secret).sign(identity("acct_a", "", NOW_US))}
     url = f"http://127.0.0.1:{house.server.tcp_port}{path}"
     response = requests.get(url, params=params, headers=header, timeout=10)
     assert response.status_code == 400
@@ -400,7 +400,7 @@ def test_a_wrong_parameter_is_named_in_openais_envelope(house, path, params, nam
 
 @pytest.mark.parametrize("clickhouse", [CHDB], indirect=True)
 def test_a_repeated_parameter_and_unknown_routes_are_refused(house):
-    header = {HEADER: sign(house.secret, identity("acct_a", "", NOW_US))}
+    header = {HEADER: identities(house.secret).sign(identity("acct_a", "", NOW_US))}
     base = f"http://127.0.0.1:{house.server.tcp_port}"
     for method, path, status, code in (
         ("GET", "/v1/usage?model=a&model=b", 400, "invalid_param"),
@@ -415,10 +415,10 @@ def test_a_repeated_parameter_and_unknown_routes_are_refused(house):
 def test_callers_must_be_who_they_say(house):
     base = f"http://127.0.0.1:{house.server.tcp_port}"
     house.add(at(1, 1))
-    account = sign(house.secret, identity("acct_a", "", NOW_US))
-    operator = sign(house.secret, identity("*", "", NOW_US))
-    expired = sign(house.secret, identity("acct_a", "", NOW_US - HOUR_US))
-    forged = sign(b"x" * 32, identity("acct_a", "", NOW_US))
+    account = identities(house.secret).sign(identity("acct_a", "", NOW_US))
+    operator = identities(house.secret).sign(identity("*", "", NOW_US))
+    expired = identities(house.secret).sign(identity("acct_a", "", NOW_US - HOUR_US))
+    forged = identities(b"x" * 32).sign(identity("acct_a", "", NOW_US))
     for path in ("/v1/usage", "/api/v1/me/usage", "/api/v1/usage", "/internal/health"):
         for value in (None, "", "x", expired, forged, account[:-1]):
             headers = {HEADER: value} if value is not None else {}
@@ -491,7 +491,7 @@ def test_what_the_operator_may_not_ask_is_refused_with_the_reason(house, tmp_pat
 
 @pytest.mark.parametrize("clickhouse", [CHDB], indirect=True)
 def test_a_body_that_is_no_statement_is_refused(house):
-    header = {HEADER: sign(house.secret, identity("*", "", NOW_US))}
+    header = {HEADER: identities(house.secret).sign(identity("*", "", NOW_US))}
     url = f"http://127.0.0.1:{house.server.tcp_port}/internal/sql"
     for body, status in ((b"", 400), (b"{}", 400), (b'{"sql": 1}', 400), (b"\xff", 400),
                          (b"x" * 300_000, 413)):  # fmt: skip

@@ -7,7 +7,8 @@ import uuid
 import msgspec
 import pytest
 
-from services.backends.line_ticket import NotATicket, Ticket, Tickets
+from services.backends.line_ticket import Ticket, tickets
+from services.backends.signed import NotAuthentic
 from services.core import batches
 
 CHAT = "/v1/chat/completions"
@@ -99,7 +100,7 @@ def test_an_answer_becomes_one_line_and_keeps_its_numbers():
 
 
 def test_a_ticket_is_good_for_one_request_and_for_a_while():
-    tickets = Tickets(b"secret of the folder")
+    signer = tickets(b"secret of the folder")
     body, now_us = b'{"model":"m"}', 1_000_000
     ticket = Ticket(
         batch_id="A",
@@ -111,22 +112,24 @@ def test_a_ticket_is_good_for_one_request_and_for_a_while():
         body_sha256=hashlib.sha256(body).hexdigest(),
         exp=now_us + 1,
     )
-    header = tickets.sign(ticket)
-    assert tickets.verify(header, CHAT, now_us) == ticket
+    header = signer.sign(ticket)
+    assert signer.verify(header, now_us) == ticket
     ticket.require_body(body)
-    with pytest.raises(NotATicket):
+    ticket.require_path(CHAT)
+    with pytest.raises(NotAuthentic):
         ticket.require_body(body + b" ")
+    with pytest.raises(NotAuthentic):
+        ticket.require_path("/v1/responses")
     text, _, mac = header.partition(".")
-    other = tickets.sign(msgspec.structs.replace(ticket, key_id="key_2")).partition(".")[0]
-    for forged, path, at_us in (
-        (header, "/v1/responses", now_us),
-        (header, CHAT, now_us + 1),
-        (f"{other}.{mac}", CHAT, now_us),
-        (f"{text}.{'0' * 64}", CHAT, now_us),
-        (text, CHAT, now_us),
-        ("", CHAT, now_us),
-        ("é" * 10, CHAT, now_us),
-        (Tickets(b"another secret").sign(ticket), CHAT, now_us),
+    other = signer.sign(msgspec.structs.replace(ticket, key_id="key_2")).partition(".")[0]
+    for forged, at_us in (
+        (header, now_us + 1),
+        (f"{other}.{mac}", now_us),
+        (f"{text}.{'0' * 64}", now_us),
+        (text, now_us),
+        ("", now_us),
+        ("é" * 10, now_us),
+        (tickets(b"another secret").sign(ticket), now_us),
     ):
-        with pytest.raises(NotATicket):
-            tickets.verify(forged, path, at_us)
+        with pytest.raises(NotAuthentic):
+            signer.verify(forged, at_us)

@@ -1,28 +1,43 @@
 import base64
+import hashlib
+import hmac
 
 import msgspec
 import pytest
 
-from services.backends.identity import LIFETIME_US, NotAuthentic, identity, sign, verify
+from services.backends.identity import LIFETIME_US, identities, identity
+from services.backends.line_ticket import Ticket, tickets
+from services.backends.signed import NotAuthentic
 
 SECRET = b"s" * 32
+SIGNER = identities(SECRET)
 NOW_US = 1_790_000_000_000_000
+TICKET = Ticket(
+    batch_id="A",
+    line=1,
+    try_no=1,
+    request_id="r",
+    key_id="key_1",
+    path="/v1/embeddings",
+    body_sha256="",
+    exp=2**60,
+)
 
 
 def header(account_id="acct_1", now_us=NOW_US):
-    return sign(SECRET, identity(account_id, "key_1", now_us))
+    return SIGNER.sign(identity(account_id, "key_1", now_us))
 
 
 def test_what_was_signed_is_read_back():
-    found = verify(SECRET, header(), NOW_US)
+    found = SIGNER.verify(header(), NOW_US)
     assert (found.account_id, found.key_id, found.is_operator) == ("acct_1", "key_1", False)
-    assert verify(SECRET, header("*"), NOW_US).is_operator
+    assert SIGNER.verify(header("*"), NOW_US).is_operator
 
 
 def test_it_expires():
-    assert verify(SECRET, header(), NOW_US + LIFETIME_US - 1)
+    assert SIGNER.verify(header(), NOW_US + LIFETIME_US - 1)
     with pytest.raises(NotAuthentic, match="expired"):
-        verify(SECRET, header(), NOW_US + LIFETIME_US)
+        SIGNER.verify(header(), NOW_US + LIFETIME_US)
 
 
 def test_every_changed_byte_is_noticed():
@@ -30,16 +45,14 @@ def test_every_changed_byte_is_noticed():
     for at in range(len(good)):
         changed = good[:at] + ("A" if good[at] != "A" else "B") + good[at + 1 :]
         with pytest.raises(NotAuthentic):
-            verify(SECRET, changed, NOW_US)
+            SIGNER.verify(changed, NOW_US)
 
 
 def signed(body: bytes) -> str:
     """A value under the right secret around any body."""
-    import hashlib
-    import hmac
-
+    key = hmac.new(SECRET, b"tollgate identities", hashlib.sha256).digest()
     text = base64.urlsafe_b64encode(body).rstrip(b"=")
-    return f"{text.decode()}.{hmac.new(SECRET, text, hashlib.sha256).hexdigest()}"
+    return f"{text.decode()}.{hmac.new(key, text, hashlib.sha256).hexdigest()}"
 
 
 @pytest.mark.parametrize(
@@ -51,7 +64,8 @@ def signed(body: bytes) -> str:
         "a.b",
         "é.b",
         "x" * 5000,
-        sign(b"another secret", identity("acct_1", "", NOW_US)),
+        tickets(SECRET).sign(TICKET),
+        identities(b"another secret").sign(identity("acct_1", "", NOW_US)),
         signed(b"{"),
         signed(b"[]"),
         signed(msgspec.json.encode({"account_id": "acct_1"})),
@@ -61,4 +75,4 @@ def signed(body: bytes) -> str:
 )
 def test_anything_else_is_not_authentic(value):
     with pytest.raises(NotAuthentic):
-        verify(SECRET, value, NOW_US)
+        SIGNER.verify(value, NOW_US)

@@ -12,7 +12,7 @@ from typing import Any, Final
 from schemas.config import Config
 from services.backends import settings
 from services.backends.clock import Clock, SystemClock
-from services.backends.identity import HEADER, OPERATOR, identity, sign
+from services.backends.identity import HEADER, OPERATOR, identities, identity
 
 _HEALTH_TIMEOUT_S: Final = 1.0
 _CONNECT_TIMEOUT_S: Final = 2.0
@@ -93,7 +93,7 @@ class PrivateClient:
             if not url.startswith("http://") or not host or not port.isdecimal():
                 raise settings.ConfigError(f"{url}: write unix:PATH or http://host:port")
             self._host, self._port = host, int(port)
-        self._secret = settings.load_secret(config.data_dir)
+        self._identities = identities(settings.load_secret(config.data_dir))
         self._clock = clock or SystemClock()
 
     def call(
@@ -117,7 +117,7 @@ class PrivateClient:
             raise NotReached(f"nobody listens at {self._url}: {ex}") from ex
         try:
             connection.sock.settimeout(timeout_s)
-            signed = {**headers, HEADER: sign(self._secret, caller)}
+            signed = {**headers, HEADER: self._identities.sign(caller)}
             connection.request(method, target, body, signed)
             return Answer(connection, connection.getresponse(), method)
         except (OSError, http.client.HTTPException) as ex:

@@ -57,14 +57,14 @@ class ContentResource:
 
 
 class LinkResource:
-    """GET and HEAD /a/{id}?e=&s= with a signed link."""
+    """GET and HEAD /a/{id}?e=&k=&s= with a signed link."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, artifact_id: str) -> None:
-        until, signature = req.get_param("e") or "", req.get_param("s") or ""
-        if not self._service.signer.is_good(artifact_id, until, signature):
+        until, number, signature = (req.get_param(name) or "" for name in "eks")
+        if not self._service.signer.is_good(artifact_id, until, number, signature):
             refuse(resp, Refusal(Code.PERMISSION_DENIED, "this link is not valid, or not any more"))
             return
         found = self._service.parts.jobs.artifact(artifact_id)

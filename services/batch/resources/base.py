@@ -8,8 +8,9 @@ import falcon
 import msgspec
 
 from schemas.errors import SHAPES, Code
-from services.backends.identity import HEADER, Identity, NotAuthentic, verify
+from services.backends.identity import HEADER, Identity, identities
 from services.backends.objects.port import CHUNK
+from services.backends.signed import NotAuthentic
 from services.backends.sql.job_records import Artifact, Job, Submitted
 from services.batch.admit import Admission
 from services.batch.engine import JobEngine
@@ -39,12 +40,12 @@ class Service:
         self.engine = engine
         self.signer = signer
         self.admission = Admission(parts)
-        self._secret = secret
+        self._identities = identities(secret)
 
     def caller(self, req: falcon.Request) -> Identity:
         """Who calls, as the edge has signed it. Raises Refusal."""
         try:
-            return verify(self._secret, req.get_header(HEADER), self.parts.clock.now_us())
+            return self._identities.verify(req.get_header(HEADER), self.parts.clock.now_us())
         except NotAuthentic as ex:
             raise Refusal(Code.INVALID_API_KEY, str(ex)) from ex
 

@@ -65,8 +65,7 @@ class Forwarder:
 
     def watching(self, caller: Caller, job_id: str) -> AbstractContextManager[Watcher]:
         """While the caller waits for changes of a job; `job_id` with or without its prefix."""
-        bare = job_id.removeprefix("task_").removeprefix("job_")
-        return self._feed.watching(bare, caller.key, self.worker.snapshots.current)
+        return self._feed.watching(bare(job_id), caller.key, self.worker.snapshots.current)
 
     def ask(
         self, req: falcon.Request, method: str, target: str, caller: Caller | None, body: bytes
@@ -239,6 +238,11 @@ def target_of(req: falcon.Request) -> str:
     if not req.query_string:
         return path
     return f"{path}?{quote(req.query_string, safe=string.punctuation)}"
+
+
+def bare(job_id: str) -> str:
+    """The id without the prefix of its view."""
+    return job_id.removeprefix("task_").removeprefix("job_")
 
 
 def relay(resp: falcon.Response, found: Answer) -> None:

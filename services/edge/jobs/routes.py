@@ -4,7 +4,7 @@ import falcon
 
 from services.edge.jobs import sync
 from services.edge.jobs.forward import Forwarder, HookRoute, JobRoute, LinkRoute
-from services.edge.jobs.stream import JobEventsRoute, TaskStreamRoute
+from services.edge.jobs.stream import JobEventsRoute, StreamTokenRoute, TaskStreamRoute
 from services.edge.worker import Worker
 
 
@@ -23,6 +23,7 @@ def add_job_routes(app: falcon.App, worker: Worker) -> None:
     app.add_route("/v1/jobs/{job_id}", JobRoute(forwarder, "get", "delete", waits=True))
     app.add_route("/v1/jobs/{job_id}/cancel", JobRoute(forwarder, "post"))
     app.add_route("/v1/jobs/{job_id}/events", JobEventsRoute(forwarder))
+    app.add_route("/v1/jobs/{job_id}/stream_token", StreamTokenRoute(forwarder))
     app.add_route("/v1/jobs/{job_id}/attempts", JobRoute(forwarder, "get"))
     app.add_route("/v1/jobs/{job_id}/redrive", JobRoute(forwarder, "post", counted=True))
     app.add_route("/v1/jobs/{job_id}/deliveries", JobRoute(forwarder, "get"))

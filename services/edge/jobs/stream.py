@@ -1,7 +1,7 @@
 """Jobs as server-sent events. The stream of `/v1/jobs` can be taken up again where it was cut."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -12,11 +12,15 @@ import msgspec
 from schemas.errors import Code
 from services.backends.http.private_client import ApiUnavailable
 from services.core.access import REVOKED
+from services.core.catalog import Key
 from services.core.dialects import DIALECTS
 from services.core.errors import InvalidRequest, Refusal
+from services.core.moments import rfc3339
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.jobs.feed import Watcher
-from services.edge.jobs.forward import Forwarder, relay, target_of
+from services.edge.jobs.forward import Forwarder, bare, relay, target_of
+from services.edge.jobs.stream_token import PARAM
+from services.edge.snapshot import View
 
 _PING_S: Final = 15.0
 _LOOK_S: Final = 60.0  # without a hint: one may be lost
@@ -26,13 +30,35 @@ _PING: Final = b": ping\n\n"
 _TASK_ENDS: Final = ("completed", "failed", "cancelled")
 
 
-class TaskStreamRoute(Authenticated):
-    """GET /v1/tasks/stream/{task_id}: the query's answer at every change of state."""
+class _Stream(Authenticated):
+    """A stream of one job, for its key or a stream token."""
 
     def __init__(self, forwarder: Forwarder) -> None:
         super().__init__(forwarder.worker)
         self._forwarder = forwarder
         self._stall_s = forwarder.worker.config.edge.event_stall_s
+
+    def _open(
+        self,
+        req: falcon.Request,
+        resp: falcon.Response,
+        job_id: str,
+        answer: Callable[[Caller], Any],
+    ) -> None:
+        req.context.job_id = bare(job_id)
+        if req.has_param(PARAM):  # it comes from a page, which may be anybody's
+            resp.set_header("access-control-allow-origin", "*")
+        self._serve(req, resp, answer)
+
+    def identify(self, req: falcon.Request, headers: dict[str, str]) -> tuple[View, Key]:
+        token = req.get_param(PARAM)
+        if token is None:
+            return super().identify(req, headers)
+        return self._worker.stream_tokens.caller(token, req.context.job_id)
+
+
+class TaskStreamRoute(_Stream):
+    """GET /v1/tasks/stream/{task_id}: the query's answer at every change of state."""
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, task_id: str) -> None:
         def answer(caller: Caller) -> None:
@@ -44,7 +70,7 @@ class TaskStreamRoute(Authenticated):
             found.close()
             _begin(req, resp, self._frames(req, caller, target, task_id), self._stall_s)
 
-        self._serve(req, resp, answer)
+        self._open(req, resp, task_id, answer)
 
     def _frames(
         self, req: falcon.Request, caller: Caller, target: str, job_id: str
@@ -86,14 +112,9 @@ class _Events(msgspec.Struct):
     has_more: bool = False
 
 
-class JobEventsRoute(Authenticated):
+class JobEventsRoute(_Stream):
     """GET /v1/jobs/{id}/events: a stream, resumed with Last-Event-ID or ?after=, or a JSON list
     when JSON is asked for."""
-
-    def __init__(self, forwarder: Forwarder) -> None:
-        super().__init__(forwarder.worker)
-        self._forwarder = forwarder
-        self._stall_s = forwarder.worker.config.edge.event_stall_s
 
     def on_get(self, req: falcon.Request, resp: falcon.Response, job_id: str) -> None:
         def answer(caller: Caller) -> None:
@@ -110,7 +131,7 @@ class JobEventsRoute(Authenticated):
             frames = self._frames(req, caller, job_id, found.body(), int(after))
             _begin(req, resp, frames, self._stall_s)
 
-        self._serve(req, resp, answer)
+        self._open(req, resp, job_id, answer)
 
     def _frames(
         self, req: falcon.Request, caller: Caller, job_id: str, job: bytes, after: int
@@ -146,6 +167,33 @@ class JobEventsRoute(Authenticated):
     def _events(self, req: falcon.Request, caller: Caller, job_id: str, after: int) -> _Events:
         target = f"/v1/jobs/{quote(job_id)}/events?after={after}"
         return msgspec.json.decode(self._forwarder.told(req, target, caller), type=_Events)
+
+
+class StreamTokenRoute(Authenticated):
+    """POST /v1/jobs/{id}/stream_token: a token that opens this job's streams without its key, and
+    the address of one."""
+
+    def __init__(self, forwarder: Forwarder) -> None:
+        super().__init__(forwarder.worker)
+        self._forwarder = forwarder
+
+    def on_post(self, req: falcon.Request, resp: falcon.Response, job_id: str) -> None:
+        def answer(caller: Caller) -> Any:
+            found = self._forwarder.ask(req, "GET", f"/v1/jobs/{quote(job_id)}", caller, b"")
+            if found.status != 200:
+                relay(resp, found)
+                return None
+            found.close()
+            token, until_us = self._worker.stream_tokens.make(bare(job_id), caller.key)
+            door = self._worker.config.artifacts.public_url or f"{req.scheme}://{req.netloc}"
+            return {
+                "object": "stream_token",
+                "token": token,
+                "expires_at": rfc3339(until_us),
+                "url": f"{door.rstrip('/')}/v1/jobs/job_{bare(job_id)}/events?{PARAM}={token}",
+            }
+
+        self._serve(req, resp, answer)
 
 
 def _turns(forwarder: Forwarder, changed: Watcher) -> Iterator[bool]:

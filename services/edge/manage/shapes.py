@@ -1,12 +1,12 @@
 """What the management API says of a key, a member, an account: the names of the wire, USD."""
 
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Any
 
 from services.backends.sql.accounts import Balance, Transaction
 from services.core.budgets import LimitState
 from services.core.catalog import Account, Key, Member
+from services.core.moments import rfc3339
 from services.core.money import exact_usd
 
 _KINDS = {
@@ -39,8 +39,8 @@ def key_body(key: Key) -> dict[str, Any]:
         "concurrency": key.concurrency,
         "requests_per_min": key.requests_per_min,
         "tokens_per_min": key.tokens_per_min,
-        "expires_at": None if key.expires_at is None else iso(key.expires_at),
-        "created_at": iso(key.created_at),
+        "expires_at": None if key.expires_at is None else rfc3339(key.expires_at),
+        "created_at": rfc3339(key.created_at),
     }
 
 
@@ -76,7 +76,7 @@ def member_body(member: Member, used: dict[str, int] | None = None) -> dict[str,
             model: usd(cap) for model, cap in member.caps_nano.items() if cap is not None
         },
         "concurrency": member.concurrency,
-        "created_at": iso(member.created_at),
+        "created_at": rfc3339(member.created_at),
     }
 
 
@@ -96,7 +96,7 @@ def account_body(account: Account, balance: Balance) -> dict[str, Any]:
             "lifetime_spent_usd": usd(balance.settled_nano),
             "held_usd": usd(balance.pending_nano),
         },
-        "created_at": iso(account.created_at),
+        "created_at": rfc3339(account.created_at),
     }
 
 
@@ -104,7 +104,7 @@ def transaction_body(row: Transaction) -> dict[str, Any]:
     """One movement of a wallet."""
     return {
         "id": row.id,
-        "created_at": iso(row.created_at),
+        "created_at": rfc3339(row.created_at),
         "kind": row.movement,
         "amount_usd": usd(row.amount_nano),
         "balance_after_usd": usd(row.balance_after_nano),
@@ -120,8 +120,3 @@ def usd(nano: int) -> float:
 def limit_usd(nano: int | None) -> float:
     """A limit; 0 for none."""
     return 0.0 if nano is None else usd(nano)
-
-
-def iso(at_us: int) -> str:
-    """RFC 3339 in UTC, to the second."""
-    return datetime.fromtimestamp(at_us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -8,11 +8,11 @@ import orjson
 from services.core.access import allowed_models
 from services.core.catalog import Key, Snapshot
 from services.core.ids import uuid7_text
+from services.core.moments import rfc3339
 from services.core.money import NANO_PER_USD, exact_usd
 from services.core.prices import ModelPrice
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.headers import accounting
-from services.edge.manage.shapes import iso
 from services.edge.manage.transactions import transactions_page
 from services.edge.worker import Worker
 
@@ -41,7 +41,7 @@ class AccountResource(Authenticated):
                 "id": account.id,
                 "username": account.name,
                 "email": None,
-                "created_at": iso(account.created_at),
+                "created_at": rfc3339(account.created_at),
                 "tier": tier,
             },
             "balance": balance(self._worker, key),
@@ -88,7 +88,7 @@ class PricingResource:
                     "category": model.kind,
                     "vendor": model.vendor,
                     "rates": {**_rates(model), "currency": "USD"},
-                    "updated_at": iso(prices.effective_at),
+                    "updated_at": rfc3339(prices.effective_at),
                 }
                 for model in prices.book.models.values()
                 if model.model in served

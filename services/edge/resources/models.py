@@ -1,6 +1,5 @@
 """`GET /v1/models` and `GET /v1/models/{id}`: what the key may use, in the caller's shape."""
 
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import falcon
@@ -8,6 +7,7 @@ import falcon
 from schemas.errors import Code
 from services.core.access import allowed_models
 from services.core.errors import InvalidRequest, Refusal
+from services.core.moments import rfc3339
 from services.core.prices import ModelPrice
 from services.edge.authenticated import Authenticated, Caller
 
@@ -68,7 +68,7 @@ def _openai_list(models: list[ModelPrice]) -> dict[str, Any]:
 
 
 def _anthropic(model: ModelPrice) -> dict[str, Any]:
-    created = datetime.fromtimestamp(model.created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    created = rfc3339(model.created * 1_000_000)
     return {
         "type": "model",
         "id": model.model,
