@@ -129,7 +129,7 @@ class Relay:
                 stop.wait(min(_BACKOFF_MAX_S, _BACKOFF_FIRST_S * 2 ** min(failures, 10)))
                 continue
             self._figures.turn()
-            if not sent:
+            if sent < self._settings.relay_batch:  # what comes meanwhile goes together
                 stop.wait(self._settings.relay_poll_s)
 
     # -- what there is -----------------------------------------------------------------------

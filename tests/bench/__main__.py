@@ -21,7 +21,8 @@ from tests.bench.gateways import (
     Direct,
     Gateway,
     LiteLLM,
-    NginxProxy,
+    NginxKeepalive,
+    NginxPlain,
     Portkey,
     Unavailable,
     used,
@@ -42,7 +43,7 @@ def options() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="1 round of 1 s, three cases")
     parser.add_argument(
         "--only",
-        default="direct,nginx,tollgate,litellm,portkey,streams,drain",
+        default="direct,nginx-plain,nginx-keepalive,tollgate,litellm,portkey,streams,drain",
         help="comma-separated part of: %(default)s",
     )
     parser.add_argument("--streams", type=int, default=1000, help="open at once")
@@ -89,7 +90,14 @@ def _measure(bench: Bench, folder: Path, asked: argparse.Namespace, names: list[
     try:
         with streams.slow_upstream(STREAM_S) as streams_port:
             tollgate = Tollgate(streams_port)
-            for gateway in (Direct(), NginxProxy(), tollgate, LiteLLM(), Portkey()):
+            for gateway in (
+                Direct(),
+                NginxPlain(),
+                NginxKeepalive(),
+                tollgate,
+                LiteLLM(),
+                Portkey(),
+            ):
                 if gateway.name in names:
                     subject = _start(gateway, folder, upstream.port)
                     bench.subjects.append(subject)

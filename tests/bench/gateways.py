@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psutil
 
+from tests.bench import nginx
 from tests.bench.answers import ANSWERS, DIALECT_PATHS, MODELS, Case
 from tests.bench.nginx import Nginx
 from tests.bench.process import cpu_s, family, free_port, memory_mb, stop, wait_for_http
@@ -99,19 +100,26 @@ class Direct(Gateway):
         return case.prefix + case.path
 
 
-class NginxProxy(Gateway):
-    name = "nginx"
-    settings = "reverse proxy, 1 worker, keep-alive to the upstream, no logs"
+class NginxPlain(Gateway):
+    name = "nginx-plain"
+    settings = "plain reverse proxy: one `proxy_pass` line, 1 worker, no logs"
+    proxy = nginx.PLAIN
 
     def install(self) -> None:
         self.version = Nginx.version()
 
     def start(self, folder: Path, upstream_port: int) -> None:
-        self._nginx = Nginx(folder / "nginx", upstream_port)
+        self._nginx = Nginx(folder / self.name, self.proxy, upstream_port)
         self.port, self.process = self._nginx.port, self._nginx.process
 
     def path(self, case: Case) -> str:
         return case.prefix + case.path
+
+
+class NginxKeepalive(NginxPlain):
+    name = "nginx-keepalive"
+    settings = "the same with connections to the upstream kept (`upstream`, `keepalive`, HTTP/1.1)"
+    proxy = nginx.KEEPALIVE
 
 
 class LiteLLM(Gateway):

@@ -9,7 +9,8 @@ from tests.bench.results import Bench, Drained
 
 _COLOURS = {
     "direct": "#9aa5b1",
-    "nginx": "#4c6ef5",
+    "nginx-plain": "#748ffc",
+    "nginx-keepalive": "#4c6ef5",
     "tollgate": "#0ca678",
     "litellm": "#f59f00",
     "portkey": "#e8590c",
@@ -87,11 +88,13 @@ def _ratios(bench: Bench) -> str:
         return "Tollgate was not measured.\n"
     if not bench.comparable:
         return "None: billed and served differ, see below.\n"
-    others = [name for name in ("nginx", "litellm", "portkey") if name in names]
+    others = [
+        name for name in ("nginx-plain", "nginx-keepalive", "litellm", "portkey") if name in names
+    ]
 
     def cell(other: str, case: Case) -> str:
         ratio = bench.ratio("tollgate", other, case)
-        return ratio.text("{:,.3f}" if other == "nginx" else "{:,.1f}") if ratio else "-"
+        return ratio.text("{:,.3f}" if other.startswith("nginx") else "{:,.1f}") if ratio else "-"
 
     rows = ([case.name, *(cell(other, case) for other in others)] for case in bench.cases)
     return _table(("tollgate over", *others), rows)
