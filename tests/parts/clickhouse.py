@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import requests
 
+from services.backends.clickhouse.client import ClickHouse
+
 ROOT = Path(__file__).parent.parent.parent
 CHDB = pytest.param("chdb", marks=pytest.mark.part("chdb"))
 HTTP = pytest.param("clickhouse-http", marks=pytest.mark.part("clickhouse-http"))
@@ -19,6 +21,14 @@ def stop_merges(clickhouse) -> None:
         clickhouse.command(
             f"ALTER TABLE {table} MODIFY SETTING max_bytes_to_merge_at_max_space_in_pool = 1"
         )
+
+
+def open_database(request, name: str) -> ClickHouse:
+    """An empty database: on chDB or through HTTP, as the parameter of the asking fixture says."""
+    if request.param == "chdb":
+        folder = request.getfixturevalue("chdb_folder")
+        return ClickHouse("chdb:///engine", name, folder=folder)
+    return ClickHouse(request.getfixturevalue("shared_front").url, name)
 
 
 class HttpFront:

@@ -7,9 +7,8 @@ import itertools
 
 import pytest
 
-from services.backends.clickhouse.client import ClickHouse
 from tests.conftest import PARTS, part_missing
-from tests.parts.clickhouse import CHDB, HTTP, HttpFront
+from tests.parts.clickhouse import CHDB, HTTP, HttpFront, open_database
 
 _numbers = itertools.count(1)
 
@@ -57,11 +56,6 @@ def database_name():
 @pytest.fixture(params=[CHDB, HTTP])
 def clickhouse(request, database_name):
     """An empty database, once on chDB and once through HTTP."""
-    if request.param == "chdb":
-        folder = request.getfixturevalue("chdb_folder")
-        opened = ClickHouse("chdb:///engine", database_name, folder=folder)
-    else:
-        front = request.getfixturevalue("shared_front")
-        opened = ClickHouse(front.url, database_name)
+    opened = open_database(request, database_name)
     yield opened
     opened.close()
