@@ -9,6 +9,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
+# A fixture of a session is one for all files only where one module registers it.
+pytest_plugins = ["tests.parts.kafka"]
+
 # Filled by tests/parts/*.py when a part is started: name -> version as the part itself tells it.
 PARTS: dict[str, str] = {}
 REQUIRED = (

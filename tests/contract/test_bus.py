@@ -21,7 +21,6 @@ from services.backends.bus.port import (
     Record,
     RecordTooLarge,
 )
-from tests.parts.kafka import kafka_broker  # noqa: F401
 
 ROOT = Path(__file__).parent.parent.parent
 PARTITIONS = 3
@@ -277,7 +276,7 @@ def test_a_log_that_was_made_here_forgets_nothing(bus):
 
 
 @pytest.mark.part("kafka")
-def test_a_topic_that_drops_records_in_time_is_told(kafka_broker):  # noqa: F811
+def test_a_topic_that_drops_records_in_time_is_told(kafka_broker):
     config = kafka_broker.bus_config()
     admin = KafkaAdminClient(bootstrap_servers=config.bootstrap)
     options = {"num_partitions": 1, "replication_factor": 1, "configs": {"retention.ms": "3600000"}}

@@ -20,7 +20,6 @@ from services.core.ids import uuid7_text
 from services.meter import ledger_sink
 from services.meter.consumer import Consumer, Halt, NotOwner, TryLater
 from tests.parts.books import USD, Books, now_us, record, records
-from tests.parts.kafka import kafka_broker  # noqa: F401
 from tests.parts.postgres import database_url, drop_database, postgres_url  # noqa: F401
 from tests.parts.sqlite import migrated_url
 

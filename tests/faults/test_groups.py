@@ -9,7 +9,6 @@ import signal
 import pytest
 
 from tests.parts.group import Group
-from tests.parts.kafka import kafka_broker  # noqa: F401
 from tests.parts.postgres import drop_database, postgres_url
 from tests.parts.sqlite import migrated_url
 
@@ -39,7 +38,7 @@ REFUSALS = ("batch_postponed", "partition_has_another_owner")
 @pytest.fixture(
     params=["sqlite", pytest.param("postgres", marks=pytest.mark.part("postgres"))],
 )
-def group(request, tmp_path, kafka_broker, shared_front, database_name):  # noqa: F811
+def group(request, tmp_path, kafka_broker, shared_front, database_name):
     if request.param == "sqlite":
         url = migrated_url(tmp_path)
     else:

@@ -20,7 +20,6 @@ from services.backends.sql.tables import sql_outbox
 from services.batch import sweeps
 from services.batch.providers.port import Done, Output, Running, Submitted
 from services.core.ids import ulid, uuid7_text
-from tests.parts.kafka import own_broker  # noqa: F401
 from tests.parts.postgres import database_url, engine  # noqa: F401
 from tests.parts.relay_process import RelayProcess, events_on, first_copies, local_bus, open_bus
 from tests.parts.sqlite import migrated_url

@@ -13,7 +13,6 @@ from services.backends.bus.kafka import KafkaBus
 from services.backends.clock import SystemClock
 from services.backends.outbox import Outbox
 from tests.parts.fault_stack import FaultStack
-from tests.parts.kafka import kafka_cluster  # noqa: F401
 from tests.parts.outbox_worker import request, settings, usage
 from tests.parts.postgres import postgres_url
 from tests.parts.relay_process import RelayProcess, events_on, first_copies
@@ -23,7 +22,7 @@ pytestmark = [pytest.mark.part("kafka"), pytest.mark.timeout(400)]
 
 
 @pytest.fixture
-def program(tmp_path_factory, kafka_cluster):  # noqa: F811
+def program(tmp_path_factory, kafka_cluster):
     sections = {
         "edge": PATIENT,
         "bus": {
@@ -56,7 +55,7 @@ def wait_led_by_others(cluster, topic, node):
 
 
 @pytest.mark.part("postgres")
-def test_a_killed_leader_loses_nothing(kafka_cluster, program):  # noqa: F811
+def test_a_killed_leader_loses_nothing(kafka_cluster, program):
     """kill -9 of the node that leads most, its return, then a restart of another one."""
     kafka_cluster.wait_in_sync(program.topic)
     clients = Clients(program, program.new_key())
@@ -78,7 +77,7 @@ def test_a_killed_leader_loses_nothing(kafka_cluster, program):  # noqa: F811
     clients.check_billed_once()
 
 
-def test_without_a_majority_the_relay_waits(tmp_path, kafka_cluster):  # noqa: F811
+def test_without_a_majority_the_relay_waits(tmp_path, kafka_cluster):
     """Two of three nodes hang: no write can be acknowledged; afterwards each event is there, and
     each account's in order."""
     config = kafka_cluster.bus_config(partitions=3)

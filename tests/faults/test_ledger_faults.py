@@ -18,7 +18,6 @@ from services.backends.bus.local import LocalBus
 from services.backends.bus.port import Record
 from services.backends.sql.tables import posting, settlement
 from tests.parts.books import USD, Books, records
-from tests.parts.kafka import kafka_broker  # noqa: F401
 from tests.parts.postgres import drop_database, postgres_url
 from tests.parts.sqlite import migrated_url
 

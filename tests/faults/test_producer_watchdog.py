@@ -11,7 +11,6 @@ import pytest
 from schemas.events import TOPIC
 from services.backends.bus.kafka import KafkaBus
 from services.backends.bus.port import BusUnavailable, Record
-from tests.parts.kafka import own_broker  # noqa: F401
 
 pytestmark = [pytest.mark.part("kafka"), pytest.mark.timeout(240)]
 
@@ -32,7 +31,7 @@ def sent(bus) -> dict[str, list[bytes]]:
     return found
 
 
-def test_a_broker_that_hangs_longer_than_the_limit(own_broker):  # noqa: F811
+def test_a_broker_that_hangs_longer_than_the_limit(own_broker):
     bus = KafkaBus(own_broker.bus_config(partitions=3), stall_s=STALL_S)
     bus.ensure_topics()
     producer = bus.producer()

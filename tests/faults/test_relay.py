@@ -26,7 +26,6 @@ from services.backends.sql.outbox import SqlOutbox, audit
 from services.meter.consumer import Halt
 from services.meter.relay import Relay
 from services.meter.relay_store import Position, RelayStore
-from tests.parts.kafka import kafka_broker, own_broker  # noqa: F401
 from tests.parts.outbox_worker import request, settings, usage
 from tests.parts.relay_process import (
     DATABASE,
@@ -275,7 +274,7 @@ def test_other_files_under_a_known_name_halt_the_relay(folder, local):
 
 
 @pytest.mark.part("kafka")
-def test_a_broker_that_refuses_a_record_loses_only_that_one(folder, kafka_broker):  # noqa: F811
+def test_a_broker_that_refuses_a_record_loses_only_that_one(folder, kafka_broker):
     config = kafka_broker.bus_config(partitions=2)
     admin = KafkaAdminClient(bootstrap_servers=config.bootstrap)
     admin.create_topics(
@@ -322,7 +321,7 @@ def test_the_sql_outbox_is_shipped_too(folder, local, tmp_path):
 
 
 @pytest.mark.part("kafka")
-def test_kafka_away_for_a_while(folder, own_broker):  # noqa: F811
+def test_kafka_away_for_a_while(folder, own_broker):
     """Longer than the stall limit, with writers that go on: files grow, memory does not, and
     afterwards everything is there, in order, a late small backlog not behind a large one."""
     config = own_broker.bus_config(partitions=3)
@@ -353,7 +352,7 @@ def test_kafka_away_for_a_while(folder, own_broker):  # noqa: F811
 
 
 @pytest.mark.part("kafka")
-def test_a_wedged_producer_is_replaced(own_broker, monkeypatch):  # noqa: F811
+def test_a_wedged_producer_is_replaced(own_broker, monkeypatch):
     """kafka-python 3.0.12: past its delivery timeout an idempotent producer never sends again.
     With a short one we provoke that; a new producer must go on as soon as the broker is back."""
     monkeypatch.setattr(kafka_producer, "_FOREVER_MS", 2000)

@@ -11,13 +11,12 @@ from kafka.structs import TopicPartition
 
 from schemas.events import TOPIC
 from tests.faults.test_ledger_faults import Place, Story
-from tests.parts.kafka import kafka_broker  # noqa: F401
 
 pytestmark = [pytest.mark.part("kafka"), pytest.mark.part("postgres"), pytest.mark.timeout(200)]
 
 
 @pytest.fixture
-def place(tmp_path, kafka_broker):  # noqa: F811
+def place(tmp_path, kafka_broker):
     made = Place("kafka", tmp_path, kafka_broker)
     made.broker = kafka_broker
     yield made

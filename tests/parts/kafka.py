@@ -1,8 +1,8 @@
 """Real Kafka brokers (KRaft) on loopback, started from jars.
 
-`kafka_broker` is shared by a whole session; tests that stop or kill a broker take `own_broker`, or
-`kafka_cluster`: three nodes that hold every partition three times. Topics never clash:
-`bus_config` gives each caller a prefix of its own.
+`tests/conftest.py` registers them: `kafka_broker` is shared by a whole session; tests that stop or
+kill a broker take `own_broker`, or `kafka_cluster`: three nodes that hold every partition three
+times. Topics never clash: `bus_config` gives each caller a prefix of its own.
 """
 
 import shutil
@@ -17,8 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from kafka.admin import KafkaAdminClient
-from kafka.errors import KafkaError
 
 from schemas import config as schema
 from services.backends.lifecycle import die_with_parent
@@ -225,6 +223,9 @@ class Cluster:
 
     def _ask(self, question):
         """A client asks any node that it knows of, dead ones too: until one answers."""
+        from kafka.admin import KafkaAdminClient  # half a second, and every run of tests is here
+        from kafka.errors import KafkaError
+
         deadline = time.monotonic() + READY_S
         while True:
             living = [broker.bootstrap for broker in self.nodes.values() if broker.running]

@@ -23,7 +23,6 @@ from services.meter.bootstrap import Meter, open_bus
 from services.meter.reconcile import reconcile
 from services.meter.reconcile_wait import NotCaughtUp, Waiter
 from tests.parts.books import Books
-from tests.parts.kafka import kafka_broker  # noqa: F401
 
 
 class Plant:

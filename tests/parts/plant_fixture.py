@@ -5,7 +5,6 @@ import pytest
 
 from schemas import config as schema
 from services.backends.settings import load
-from tests.parts.kafka import kafka_broker  # noqa: F401
 from tests.parts.plant import EMBEDDED, SERVED, Plant
 from tests.parts.postgres import drop_database, postgres_url
 from tests.parts.sqlite import migrated_url
