@@ -61,7 +61,7 @@ def _soak(stack: Stack, asked: argparse.Namespace) -> int:
         for thread in threads:
             thread.join(30)
     total = next(sent)
-    books = stack.reconcile().returncode
+    books = stack.reconcile().exit_code
     asked.out.write_text(_report(readings, total, asked, books))
     print(asked.out.read_text())
     settled = readings[len(readings) // 3]

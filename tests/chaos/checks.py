@@ -63,13 +63,13 @@ class Checks:
             books = read_books(self._watch.engine)
             left = sum(row["leased_nano"] for row in books.limits)
             open_leases = [row for row in books.leases if row["state"] != "closed"]
-            if told.returncode == 0 and not left and not open_leases:
+            if told.exit_code == 0 and not left and not open_leases:
                 self.figures.append(f"caught up after {time.monotonic() - began:.1f} s")
-                self.figures += [f"  {line}" for line in told.stdout.splitlines()]
+                self.figures += [f"  {line}" for line in told.text().splitlines()]
                 return
             if time.monotonic() > deadline:
-                if told.returncode:
-                    self._wrong(f"reconcile: exit {told.returncode}: {told.stdout}{told.stderr}")
+                if told.exit_code:
+                    self._wrong(f"reconcile: exit {told.exit_code}: {told.text()}")
                 self.problems += [
                     f"lease {row['id']} of {row['incarnation_id']} is {row['state']}: "
                     f"{row['amount_nano'] - row['consumed_nano']} nano not returned, "

@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import psutil
 
-from schemas.config import Config
-from services.backends import settings
 from services.backends.query_client import QueryClient, QueryFailed, QueryUnavailable
 from services.cli.supervisor import Part, Supervisor
 from tests.chaos.postgres import Postgres
@@ -61,7 +59,6 @@ class Installation(FaultStack):
             **(sections or {}),
         }
         super().__init__(folder, wanted)
-        self.config: Config = settings.load(self.config_file, {}, data_dir=str(self.data_dir))
         self._meter: subprocess.Popen[bytes] | None = None
 
     # -- what may be hurt -------------------------------------------------------------------

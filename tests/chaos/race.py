@@ -245,7 +245,7 @@ def main() -> int:
                     flush=True,
                 )
             told = program.reconcile()
-            print(told.stdout + told.stderr)
+            print(told.text())
         finally:
             program.stop()
     wrong = [problem for rounds in done.values() for problem in judge(rounds)]

@@ -1,10 +1,9 @@
 import pytest
 
 from tests.parts.clients import claude_code, codex
-from tests.parts.kafka import kafka_broker
 from tests.parts.stack import cluster_stack, stack
 
-__all__ = ["claude_code", "cluster_stack", "codex", "kafka_broker", "stack"]
+__all__ = ["claude_code", "cluster_stack", "codex", "stack"]
 
 CLUSTER = pytest.param(
     "cluster_stack",

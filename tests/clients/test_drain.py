@@ -36,7 +36,7 @@ def test_streams_end_whole_and_the_next_start_has_their_bill(tmp_path):
         rows = stack.wait_for_rows(3, key)
         assert {row["outcome"] for row in rows} == {"completed"}
         assert all(row["cost_nano"] > 0 for row in rows)
-        assert stack.reconcile().returncode == 0
+        assert stack.reconcile().exit_code == 0
         assert post(stack, "chat", stack.new_key(account=account), stream=False).status == 200
     finally:
         stack.stop()

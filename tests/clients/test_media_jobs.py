@@ -140,10 +140,11 @@ def test_one_call_waits_for_the_result_and_the_bill_has_it(media):
     assert row["units"] == {"seconds": 1, "calls": 1}
     told = {"id": job["id"], "kind": "video", "state": "completed", "error": None}
     assert row["job"] == told
-    sql = f"SELECT kind, state, units['seconds'], cost_nano FROM jobs WHERE job_id = '{job['id']}'"
-    assert json.loads(media.cli("sql", sql, "--json").stdout)["rows"] == [
-        ["video", "completed", 1, 11_000_000]
-    ]
+    (row,) = media.sql(
+        "SELECT kind, state, units['seconds'] AS seconds, cost_nano FROM jobs "
+        f"WHERE job_id = '{job['id']}'"
+    )
+    assert row == {"kind": "video", "state": "completed", "seconds": 1, "cost_nano": 11_000_000}
 
 
 def test_a_task_is_streamed_to_its_end(media):

@@ -78,7 +78,7 @@ def test_a_kill_at_any_point_repeats_loses_and_doubles_no_line(faulty):
     assert lost["batch_line_answered"] >= 1
     assert lost["batch_file_before_commit"] == 0
     told = faulty.reconcile()
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert told.exit_code == 0, told.text()
     calls = Counter(call["body_sha256"] for call in faulty.sim.calls())
     rows = faulty.sql(
         "SELECT tags['batch'] AS batch, tags['line'] AS line, "

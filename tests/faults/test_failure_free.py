@@ -57,7 +57,7 @@ def program(tmp_path_factory):
         running.start()
         yield running
         told = running.reconcile()
-        assert told.returncode == 0, told.stdout + told.stderr
+        assert told.exit_code == 0, told.text()
     finally:
         running.stop()
 

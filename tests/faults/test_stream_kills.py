@@ -35,7 +35,7 @@ def test_a_stream_killed_at_any_chunk_is_free(program):
     balance = program.get("/v1/balance", key)
     assert balance["lifetime_spent_usd"] == 0, json.dumps(balance)
     told = program.reconcile()
-    assert told.returncode == 0, told.stdout + told.stderr
+    assert told.exit_code == 0, told.text()
 
 
 def _broken_stream(program, key: str, place: int) -> bytes:

@@ -6,6 +6,7 @@ through a base URL that carries the fault, so that the models stay the priced on
 stay untouched.
 """
 
+import functools
 import json
 import os
 import re
@@ -22,10 +23,14 @@ from pathlib import Path
 
 import pytest
 
+from schemas.config import Config
 from services.backends import settings
+from services.backends.query_client import QueryClient, QueryFailed, QueryUnavailable
 from services.cli import bootstrap
 from services.core.keys import sha256_hex
 from services.core.money import parse_usd
+from services.meter.reconcile import reconcile
+from services.meter.reconcile_report import Report
 from tests.parts.postgres import postgres_url
 from tests.parts.sim import Sim
 
@@ -179,6 +184,7 @@ class Stack:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"not ready:\n{self.output.read_text()[-4000:]}")
             time.sleep(0.1)
+        self._wait_for_analytics(READY_S)  # the edge serves without them
 
     def _where(self) -> list[str]:
         return ["--config", str(self.config_file), "--data-dir", str(self.data_dir)]
@@ -259,9 +265,13 @@ class Stack:
 
     def _open_books(self) -> bootstrap.Books:
         if self._books is None:
-            config = settings.load(self.config_file, {}, data_dir=str(self.data_dir))
-            self._books = bootstrap.open_books(config)
+            self._books = bootstrap.open_books(self.config)
         return self._books
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """What its processes read."""
+        return settings.load(self.config_file, {}, data_dir=str(self.data_dir))
 
     def key(self, group: str = "default") -> str:
         """The one key that the tests share for a group."""
@@ -304,13 +314,26 @@ class Stack:
         return rows
 
     def sql(self, statement: str) -> list[dict]:
-        """The rows of `tollgate sql`, by column."""
-        found = json.loads(self.cli("sql", statement, "--json").stdout)
+        """The rows by column, asked of the running analytics as `tollgate sql` asks them."""
+        found = QueryClient(self.config).sql(statement)
         return [dict(zip(found["columns"], row, strict=True)) for row in found["rows"]]
 
-    def reconcile(self) -> subprocess.CompletedProcess[str]:
-        """`tollgate reconcile`: exit 0 means that every part tells the same."""
-        return self.cli("reconcile", check=False)
+    def reconcile(self) -> Report:
+        """What `tollgate reconcile` tells while everything runs: exit code 0 means that every part
+        tells the same."""
+        self._wait_for_analytics()  # else their engine would be opened in this process
+        return reconcile(self.config)
+
+    def _wait_for_analytics(self, timeout_s: float = 30.0) -> None:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            try:
+                QueryClient(self.config).health()
+                return
+            except (QueryUnavailable, QueryFailed):
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.1)
 
 
 def started(stack: Stack):
@@ -320,7 +343,7 @@ def started(stack: Stack):
         stack.start()
         yield stack
         told = stack.reconcile()
-        assert told.returncode == 0, told.stdout + told.stderr
+        assert told.exit_code == 0, told.text()
     finally:
         code = stack.stop()
     assert code == 0, stack.output.read_text()[-4000:]
@@ -331,15 +354,16 @@ def _running(folder: Path, sections: dict[str, dict] | None = None):
     yield from started(Stack(folder, sections))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def stack(tmp_path_factory):
-    """The embedded default: local bus, SQLite, chDB."""
+    """The embedded default: local bus, SQLite, chDB. It ends with the folder of tests that takes it
+    into its `conftest.py`: what stands idle still costs a tenth of a CPU."""
     yield from _running(tmp_path_factory.mktemp("stack"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster_stack(tmp_path_factory, kafka_broker):
-    """The same program on Kafka and PostgreSQL."""
+    """The same program on Kafka and PostgreSQL, for the few files that want both."""
     url = postgres_url(migrated=False)
     bus = {
         "kind": "kafka",

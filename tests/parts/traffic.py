@@ -70,6 +70,6 @@ class Clients:
         assert len(rows) == self.served
         assert {row["outcome"] for row in rows} == {"completed"}
         told = self.program.reconcile()
-        assert told.returncode == 0, told.stdout + told.stderr
+        assert told.exit_code == 0, told.text()
         spent = self.program.get("/v1/balance", self.key)["lifetime_spent_usd"]
         assert round(spent * 1e9) == sum(row["cost_nano"] for row in rows)
