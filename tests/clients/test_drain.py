@@ -33,6 +33,7 @@ def test_streams_end_whole_and_the_next_start_has_their_bill(tmp_path):
         stack.start()
         took_s = time.monotonic() - began
         assert took_s < 20, took_s
+        stack.wait_for_analytics()
         rows = stack.wait_for_rows(3, key)
         assert {row["outcome"] for row in rows} == {"completed"}
         assert all(row["cost_nano"] > 0 for row in rows)

@@ -184,7 +184,6 @@ class Stack:
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"not ready:\n{self.output.read_text()[-4000:]}")
             time.sleep(0.1)
-        self._wait_for_analytics(READY_S)  # the edge serves without them
 
     def _where(self) -> list[str]:
         return ["--config", str(self.config_file), "--data-dir", str(self.data_dir)]
@@ -321,11 +320,12 @@ class Stack:
     def reconcile(self) -> Report:
         """What `tollgate reconcile` tells while everything runs: exit code 0 means that every part
         tells the same."""
-        self._wait_for_analytics()  # else their engine would be opened in this process
+        self.wait_for_analytics()  # else their engine would be opened in this process
         return reconcile(self.config)
 
-    def _wait_for_analytics(self, timeout_s: float = 30.0) -> None:
-        deadline = time.monotonic() + timeout_s
+    def wait_for_analytics(self) -> None:
+        """The edge is ready without them."""
+        deadline = time.monotonic() + READY_S
         while True:
             try:
                 QueryClient(self.config).health()
@@ -341,6 +341,7 @@ def started(stack: Stack):
     and it must stop by itself."""
     try:
         stack.start()
+        stack.wait_for_analytics()
         yield stack
         told = stack.reconcile()
         assert told.exit_code == 0, told.text()
