@@ -36,6 +36,7 @@ from services.edge.app import PathPrefix, create_routes
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
+from services.edge.exchange import Exchange
 from services.edge.jobs.stream_token import StreamTokens
 from services.edge.journal import Journal
 from services.edge.leases import LeaseBook
@@ -118,7 +119,8 @@ def create_app(config: Config) -> EdgeApp:
     outbox = Outbox.create(under(config, config.outbox.path), incarnation, config.outbox, clock)
     counters = Counters()
     holds = HoldPolicy(clock, config.edge.writeoff_limit_nano)
-    recorder = Recorder(Journal(outbox, counters), clock, counters, holds)
+    active: set[Exchange] = set()
+    recorder = Recorder(Journal(outbox, counters, active), clock, counters, holds)
     leases = LeaseBook(
         budgets,
         incarnation,
@@ -158,6 +160,7 @@ def create_app(config: Config) -> EdgeApp:
         stream_tokens=StreamTokens(secret, snapshots, clock),
         threads=threads,
         counters=counters,
+        active=active,
         confirm=partial(readers.confirm, incarnation),
     )
     worker.start()

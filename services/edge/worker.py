@@ -58,6 +58,7 @@ class Worker:
         stream_tokens: StreamTokens,
         threads: Threads,
         counters: Counters,
+        active: set[Exchange],
         confirm: Callable[[int], None],
     ) -> None:
         self.config = config
@@ -79,7 +80,7 @@ class Worker:
         self.counters = counters
         self._confirm = confirm
         self.stopping = False
-        self.active: set[Exchange] = set()
+        self.active = active
         self.on_view: list[Callable[[View], None]] = [self._end_revoked]  # the catalog has changed
         self._seen = snapshots.current
         self._confirmed = -1  # the catalog version that this worker said to act on

@@ -14,6 +14,8 @@ from services.edge.counters import Counters
 from services.edge.journal import Journal
 from tests.parts.outbox_worker import request, settings
 
+CROWD = range(20)  # in flight
+
 
 @pytest.fixture
 def outbox(tmp_path):
@@ -26,7 +28,7 @@ def written(tmp_path):
 
 
 def test_what_comes_together_is_written_in_order_and_each_goes_on(outbox, written):
-    journal = Journal(outbox, Counters())
+    journal = Journal(outbox, Counters(), CROWD)
     events = [request(n) for n in range(20)]
     going = [gevent.spawn(journal.append, event) for event in events]
     gevent.joinall(going, timeout=5, raise_error=True)
@@ -34,9 +36,30 @@ def test_what_comes_together_is_written_in_order_and_each_goes_on(outbox, writte
     assert written() == [event.request_id for event in events]
 
 
+def test_who_is_alone_writes_at_once_and_whoever_waits_is_first(outbox, written):
+    in_flight = [1, 2]
+    journal = Journal(outbox, Counters(), in_flight)
+    waiting = gevent.spawn(journal.append, request(1))
+    gevent.idle()
+    assert written() == [request(1).request_id]
+    del in_flight[1]
+    turns = []
+    get_hub().loop.run_callback(turns.append, 1)
+    journal.append(request(2))
+    journal.append_last(request(3))
+    assert not turns  # the loop had no turn meanwhile
+    in_flight.append(2)
+    waiting = gevent.spawn(journal.append, request(4))
+    gevent.sleep(0)  # it waits for the end of the turn
+    del in_flight[1]
+    journal.append(request(5))
+    waiting.join(timeout=5)
+    assert written() == [request(n).request_id for n in range(1, 6)]
+
+
 def test_a_greenlet_that_is_killed_while_it_waits_leaves_no_event(outbox, written):
     """It could not say that the request is durable, so nobody would end it."""
-    journal = Journal(outbox, Counters())
+    journal = Journal(outbox, Counters(), CROWD)
     lost, kept = request(1), request(2)
 
     def killed():
@@ -51,7 +74,7 @@ def test_a_greenlet_that_is_killed_while_it_waits_leaves_no_event(outbox, writte
 
 
 def test_a_sealed_outbox_is_told_to_every_one_that_waits(outbox, tmp_path, written):
-    journal = Journal(outbox, Counters())
+    journal = Journal(outbox, Counters(), CROWD)
     outbox.append(request(1))
     os.close(outbox._lock_fd)
     sealed = seal(tmp_path, "edge-1")
