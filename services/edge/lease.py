@@ -77,6 +77,18 @@ class Lease:
         return self.amount_nano - self.spent_nano - self.reserved_nano
 
     @property
+    def untold_nano(self) -> int:
+        """Held or spent and not reported yet; below zero when less is held than was reported."""
+        return self.reserved_nano + self.spent_nano - sum(self.reported)
+
+    @property
+    def rests(self) -> bool:
+        """Nothing is held, free or on its way, and all of that is reported: before it can pay for
+        anything it must grow."""
+        busy = self.holds or self.free_nano or self.giving_nano or self.lock.locked()
+        return not busy and self.reported == (0, self.spent_nano)
+
+    @property
     def spare_nano(self) -> int:
         """What is free and not waited for by a hold in flight: those go first."""
         return max(self.free_nano - self.growing_nano, 0)

@@ -29,6 +29,7 @@ from services.edge.threads import Threads
 
 IDLE_RETURN_S: Final = 2.0
 IDLE_CLOSE_S: Final = 60.0
+SWEEP_S: Final = 1.0
 
 
 class LeaseBook:
@@ -57,6 +58,7 @@ class LeaseBook:
         self._leases: dict[tuple[str, str], Lease] = {}  # by key and capped model
         self._gates: WeakValueDictionary[str, BoundedSemaphore] = WeakValueDictionary()
         self.figures = LimitFigures(clock)
+        self._sweep_s = 0.0
         self._grants = Grants(budgets, incarnation, threads, clock, counters, self.figures)
 
     # -- admit and settle: memory only -----------------------------------------------------
@@ -75,6 +77,7 @@ class LeaseBook:
             least_nano = hold_nano if least_nano is None else least_nano
             lease, hold_nano = self._grow(key, lease, hold_nano, least_nano)
         lease.reserved_nano += hold_nano
+        self.figures.moved(lease, hold_nano)
         lease.holds += 1
         lease.used_s = self._clock.monotonic_s()
         if lease.free_nano < hold_nano * 2 and not lease.lock.locked():
@@ -95,6 +98,7 @@ class LeaseBook:
             return 0
         taken_nano = min(need_nano, lease.free_nano)
         lease.reserved_nano += taken_nano
+        self.figures.moved(lease, taken_nano)
         reservation.hold_nano += taken_nano
         return taken_nano
 
@@ -109,6 +113,7 @@ class LeaseBook:
             self._cover(lease, over)
         taken = min(over, max(lease.free_nano, 0))
         lease.reserved_nano += taken
+        self.figures.moved(lease, taken)
         reservation.hold_nano += taken
         return reservation.hold_nano
 
@@ -122,6 +127,7 @@ class LeaseBook:
         lease.reserved_nano -= reservation.hold_nano
         lease.holds -= 1
         lease.spent_nano += charged_nano
+        self.figures.moved(lease, charged_nano - reservation.hold_nano)
         lease.used_s = self._clock.monotonic_s()
 
     @property
@@ -131,11 +137,8 @@ class LeaseBook:
 
     def unreported_nano(self, account_id: str) -> int:
         """Holds and spend of the account's leases here that the centre has not been told of."""
-        return sum(
-            lease.reserved_nano + lease.spent_nano - sum(lease.reported)
-            for lease in self._leases.values()
-            if lease.account_id == account_id
-        )
+        mine = (each for each in self.figures.leases if each.account_id == account_id)
+        return sum(lease.untold_nano for lease in mine)
 
     def _new(self, key: Key, model: str) -> Lease:
         gate = self._gates.get(key.account_id)
@@ -220,10 +223,15 @@ class LeaseBook:
     # -- reports, give-back, recall: one round of the worker's poll ----------------------------
 
     def poll(self) -> None:
-        """Reports holds and spend, learns limits, gives back what is idle or recalled."""
-        active = [lease for lease in self._leases.values() if lease.grant_no]
-        if not active:
-            return
+        """Reports holds and spend, learns limits, gives back what is idle or recalled. Leases that
+        rest cost nothing here: a worker may have thousands, one for each key used lately."""
+        if self._leases:
+            self._sync(list(self.figures.leases))
+        if self._clock.monotonic_s() >= self._sweep_s:
+            self._sweep_s = self._clock.monotonic_s() + SWEEP_S
+            self._close_idle()
+
+    def _sync(self, active: list[Lease]) -> None:
         told = {
             lease: (lease.reserved_nano, lease.spent_nano)
             for lease in active
@@ -232,21 +240,28 @@ class LeaseBook:
         reports = [LeaseReport(lease.id, *figures) for lease, figures in told.items()]
         reply = self._threads.apply(self._budgets.sync, (self._incarnation, reports))
         for lease, figures in told.items():
+            self.figures.moved(lease, sum(lease.reported) - sum(figures))
             lease.reported = figures
         if reply.state != "open":
             raise Sealed(self._incarnation)
         self.figures.learn(reply.limits.values())
         now_s = self._clock.monotonic_s()
         for lease in active:
-            idle_s = now_s - lease.used_s
             recalled = lease.id in reply.recall
             if recalled and not lease.scarce:
                 self._counters.add("tollgate_lease_recalls_total")
             # With a clock that is off nothing may be spent from memory: what is free goes back.
             lease.scarce = recalled or reply.clock_off
-            if lease.scarce or idle_s >= IDLE_RETURN_S:
+            if lease.scarce or now_s - lease.used_s >= IDLE_RETURN_S:
                 self._give_back(lease)
-            if idle_s >= IDLE_CLOSE_S:
+            if lease.rests:
+                self.figures.forget(lease)
+                lease.scarce = False
+
+    def _close_idle(self) -> None:
+        now_s = self._clock.monotonic_s()
+        for lease in list(self._leases.values()):
+            if now_s - lease.used_s >= IDLE_CLOSE_S:
                 self._close(lease)
 
     def _give_back(self, lease: Lease) -> None:
@@ -274,7 +289,8 @@ class LeaseBook:
         if self._leases.get(place) is lease:
             del self._leases[place]
         self.figures.forget(lease)
-        self._on_closed(lease)
+        if lease.grant_no:  # else the centre knows of none
+            self._on_closed(lease)
 
     def close_all(self) -> bool:
         """At the end of the worker, after the last request: everything goes back. False, or

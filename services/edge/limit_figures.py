@@ -21,6 +21,8 @@ class LimitFigures:
         self._known: dict[str, LimitState] = {}
         self._learned_s: dict[str, float] = {}
         self._leases: dict[str, set[Lease]] = {}  # by limit: those that report on it
+        self._untold_nano: dict[str, int] = {}  # by limit: the sum of theirs
+        self.leases: set[Lease] = set()  # that report on their limits
 
     def get(self, limit_id: str) -> LimitState | None:
         """As last read; None when it is unknown here."""
@@ -31,10 +33,9 @@ class LimitFigures:
         the limit is unlimited."""
         if state.limit_nano is None:
             return None
-        since_report = 0  # pending_nano holds what every lease last reported, ours too
-        for lease in self._leases.get(state.limit_id, ()):
-            since_report += lease.reserved_nano + lease.spent_nano - sum(lease.reported)
-        return state.limit_nano - state.settled_nano - state.pending_nano - since_report
+        # pending_nano holds what every lease last reported, ours too
+        known_nano = state.settled_nano + state.pending_nano
+        return state.limit_nano - known_nano - self._untold_nano.get(state.limit_id, 0)
 
     def unknown(self, limit_ids: Iterable[str]) -> list[str]:
         """The limits whose figures here are missing or old: no lease of this worker reports on
@@ -61,15 +62,28 @@ class LimitFigures:
     def follow(self, lease: Lease, states: list[LimitState]) -> None:
         """A grant told these; from now on the lease reports on them."""
         self.learn(states)
+        self.leases.add(lease)
         for state in states:
             if state.limit_id not in lease.limits:
                 lease.limits.add(state.limit_id)
                 self._leases.setdefault(state.limit_id, set()).add(lease)
+                self._add(state.limit_id, lease.untold_nano)
+
+    def moved(self, lease: Lease, nano: int) -> None:
+        """What the lease has to tell grew by so much."""
+        for limit_id in lease.limits:
+            self._add(limit_id, nano)
+
+    def _add(self, limit_id: str, nano: int) -> None:
+        self._untold_nano[limit_id] = self._untold_nano.get(limit_id, 0) + nano
 
     def forget(self, lease: Lease) -> None:
-        """The lease has ended."""
+        """The lease rests or has ended: it reports on nothing any more."""
+        self.moved(lease, -lease.untold_nano)
+        self.leases.discard(lease)
         for limit_id in lease.limits:
             following = self._leases[limit_id]
             following.discard(lease)
             if not following:
-                del self._leases[limit_id]
+                del self._leases[limit_id], self._untold_nano[limit_id]
+        lease.limits.clear()

@@ -216,6 +216,15 @@ class LeaseMachine(RuleBasedStateMachine):
                 assert row.consumed_nano <= self.charged.get(lease.id, 0) <= row.amount_nano
 
     @invariant()
+    def what_is_not_told_yet_is_known_of_every_limit(self):
+        for worker in self.workers:
+            figures = worker.book.figures
+            for lease in worker.leases.values():
+                assert lease in figures.leases or not lease.untold_nano or lease.closed
+            for limit_id, leases in figures._leases.items():
+                assert figures._untold_nano[limit_id] == sum(each.untold_nano for each in leases)
+
+    @invariant()
     def the_sums_are_those_of_the_leases(self):
         self.world.check()
 

@@ -130,6 +130,38 @@ def test_idle_money_goes_back_and_an_idle_lease_ends(world, desk):
     assert desk.book.reserve(desk.key, 1).lease is not held.lease
 
 
+def test_leases_of_which_all_is_spent_cost_nothing_until_they_are_used(world, desk):
+    asked = []
+    sync = world.budgets.sync
+    world.budgets.sync = lambda *call: asked.append(sync(*call)) or asked[-1]
+    held = desk.book.reserve(desk.key, USD // 100)
+    desk.book.settle(held, USD // 200)
+    desk.later(0.1)
+    assert set(asked[-1].limits) == set(desk.key.limit_ids)
+    assert desk.book.figures.unknown(desk.key.limit_ids) == []
+    desk.later(IDLE_RETURN_S)  # what is free goes back
+    desk.later(0.1)
+    assert (asked[-1].limits, asked[-1].state) == ({}, "open")
+    assert desk.book.figures.leases == set()
+    assert desk.book.figures.unknown(desk.key.limit_ids) == []
+    desk.later(1.1)
+    assert desk.book.figures.unknown(desk.key.limit_ids) == list(desk.key.limit_ids)
+    again = desk.book.reserve(desk.key, USD // 100)
+    assert again.lease is held.lease
+    assert left(desk, desk.key.limit_ids[0]) == 8 * USD - USD // 200 - USD // 100
+    desk.later(0.1)
+    assert set(asked[-1].limits) == set(desk.key.limit_ids)
+    desk.book.settle(again, 0)
+
+
+def test_a_key_that_was_only_refused_is_forgotten(desk):
+    with pytest.raises(Refusal):
+        desk.book.reserve(desk.key, 9 * USD)
+    assert len(desk.book._leases) == 1
+    desk.later(IDLE_CLOSE_S)
+    assert (desk.book._leases, desk.closed) == ({}, [])
+
+
 def test_a_lease_does_not_end_under_a_running_request_that_holds_nothing(world, desk):
     """A request of a free group; its events belong to the lease all the same."""
     held = desk.book.reserve(desk.key, 0)

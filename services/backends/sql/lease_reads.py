@@ -59,13 +59,19 @@ def _pending(accounts: ColumnElement[bool]) -> Select[Any]:
     nano = case((unsettled < 0, 0), (unsettled > left, left), else_=unsettled)
     return (
         select(lease.c.limit_ids, func.sum(nano).label("nano"))
-        .where(LIVE, accounts)
+        .where(LIVE, accounts, left > 0)
         .group_by(lease.c.limit_ids)
     )
 
 
-# Built once: building a statement costs as much time as running it.
-_MINE: Final = and_(lease.c.incarnation_id == bindparam("incarnation"), LIVE)
+# Built once: building a statement costs as much time as running it. A lease of which the holder
+# said that all is spent has nothing to recall, and whoever wants to use it asks for a grant first:
+# most leases of a worker are like that.
+_MINE: Final = and_(
+    lease.c.incarnation_id == bindparam("incarnation"),
+    LIVE,
+    lease.c.amount_nano > lease.c.spent_nano,
+)
 _OWN: Final = select(lease.c.id, lease.c.limit_ids).where(_MINE)
 _STATE: Final = select(
     now_us().label("now"),
@@ -116,7 +122,7 @@ def _by_limit(rows: Iterable[Row[Any]]) -> dict[str, int]:
 
 
 def sync_reply(connection: Connection, incarnation_id: str) -> SyncReply:
-    """What a worker must know about its leases' limits."""
+    """What a worker must know about the limits of its leases that have money."""
     me = {"incarnation": incarnation_id}
     now, state = connection.execute(_STATE, me).one()
     state = state or "unknown"

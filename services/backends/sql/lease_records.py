@@ -50,9 +50,9 @@ class LeaseReport(NamedTuple):
 
 
 class SyncReply(msgspec.Struct, frozen=True):
-    """`limits` of the worker's live leases by id; `recall`: leases whose idle money somebody
-    waits for; `state` of the incarnation (anything but `open`: cut the streams and exit); `now` is
-    the database's time. `clock_off`: so far off that the worker gets no grant."""
+    """`limits` by id, of the worker's leases that have money; `recall`: leases whose idle money
+    somebody waits for; `state` of the incarnation (anything but `open`: cut the streams and exit);
+    `now` is the database's time. `clock_off`: so far off that the worker gets no grant."""
 
     limits: Mapping[str, LimitState]
     recall: set[str]
