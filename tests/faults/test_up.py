@@ -356,11 +356,13 @@ def test_a_folder_and_a_port_are_used_once(running, tmp_path):
 
 @pytest.mark.parametrize("role", ROLES)
 def test_a_killed_part_returns_and_the_bill_is_right(running, role):
+    deadline = time.monotonic() + 60
     earlier = len(charged(running.rows()))
-    assert running.ask() == 200
+    while running.ask() != 200:  # workers of a master that was killed serve on for a second
+        assert time.monotonic() < deadline, running.text()
+        time.sleep(0.1)
     before = running.part(role)
     before.kill()
-    deadline = time.monotonic() + 60
     served = 1
     while served < 3:
         assert time.monotonic() < deadline, running.text()
