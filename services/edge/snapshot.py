@@ -4,9 +4,11 @@ again, of some accounts only when no more has changed.
 A worker whose poll fails keeps serving for `grace_s`, then refuses with 503: what it knows about
 revoked keys is too old to act on."""
 
-from collections import OrderedDict, deque
 from collections.abc import Mapping
 from typing import Any, Final
+
+import gevent
+from gevent.lock import BoundedSemaphore
 
 from schemas.errors import Code
 from services.backends.clock import Clock
@@ -19,9 +21,7 @@ from services.core.routing import ModelIndex
 from services.edge.threads import Threads
 from services.edge.upstream import Target
 
-UNKNOWN_KEYS_MAX: Final = 10_000
-UNKNOWN_KEY_S: Final = 1.0
-LOOKUPS_MAX: Final = 50  # of unknown keys, in a second
+RENEWAL_S: Final = 0.02  # between two readings for keys that the view does not know
 
 
 class _Derived:
@@ -86,7 +86,7 @@ class View:
 
 
 class Snapshots:
-    """Holds the current view. `poll` runs in the worker's poll loop, `find_key` on a request."""
+    """Holds the current view. `poll` runs in the worker's poll loop, `renew` on a request."""
 
     def __init__(
         self,
@@ -102,8 +102,9 @@ class Snapshots:
         self._clock = clock
         self._grace_s = grace_s
         self._confirmed_s = clock.monotonic_s()
-        self._unknown: OrderedDict[str, float] = OrderedDict()
-        self._lookups: deque[float] = deque(maxlen=LOOKUPS_MAX)  # when the latest were made
+        self._renewing = BoundedSemaphore()
+        self._renewal: gevent.Greenlet[[], Exception | None] | None = None  # yet to begin
+        self._renewed_s = self._confirmed_s - RENEWAL_S
         self._readings = self._shown = 0  # numbers of the last reading begun and the one in use
         self._view = View(catalog.snapshot(clock.now_us()), trusted_proxies)
 
@@ -146,26 +147,28 @@ class Snapshots:
             return
         self._shown = reading
         self._view = View(found, self._trusted_proxies, self._view)
-        self._unknown.clear()
 
-    def missing(self, secret_sha256: str) -> None:
-        """A key that the view does not hold may be a moment old: asks the centre once, and
-        remembers a no for a second. Of a flood of wrong keys only so many a second become database
-        load; a new one is then known with the next poll."""
-        now_s = self._clock.monotonic_s()
-        if self._unknown.get(secret_sha256, -UNKNOWN_KEY_S) + UNKNOWN_KEY_S > now_s:
-            return
-        lookups = self._lookups
-        if len(lookups) == LOOKUPS_MAX and lookups[0] + UNKNOWN_KEY_S > now_s:
-            return
-        lookups.append(now_s)
-        found = self._threads.apply(self._catalog.key_by_sha256, (secret_sha256,))
-        if found is not None:
-            self.poll()  # reads nothing for a key that died long ago: it is in no view
-        if secret_sha256 not in self._view.snapshot.keys:
-            self._unknown[secret_sha256] = now_s
-            if len(self._unknown) > UNKNOWN_KEYS_MAX:
-                self._unknown.popitem(last=False)
+    def renew(self) -> None:
+        """Has the view hold all that was in the catalog when this was called: a key that it does
+        not know may be a moment old. All who ask before a reading begins share it, so that a flood
+        of wrong keys, or of first requests, is one question in `RENEWAL_S`. Raises what `poll`
+        raises."""
+        if self._renewal is None:
+            self._renewal = gevent.spawn(self._renew)
+        failed = self._renewal.get()
+        if failed is not None:
+            raise failed
+
+    def _renew(self) -> Exception | None:
+        with self._renewing:
+            gevent.sleep(max(self._renewed_s + RENEWAL_S - self._clock.monotonic_s(), 0))
+            self._renewed_s = self._clock.monotonic_s()
+            self._renewal = None  # who asks from now on may want what this reading does not see
+            try:
+                self.poll()
+            except Exception as ex:
+                return ex
+            return None
 
 
 def _credential_line(channel: Channel) -> bytes:

@@ -222,14 +222,14 @@ def summary(done: list[Round]) -> str:
     )
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=WORKERS, help="edge processes")
     parser.add_argument("--at-once", type=int, default=4, help="rounds at a time")
     parser.add_argument("--form", choices=FORMS, action="append", help="default: each")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     forms = options.form or list(FORMS)
     done: dict[str, list[Round]] = {form: [] for form in forms}
     with tempfile.TemporaryDirectory(prefix="tollgate-race-") as folder:
@@ -253,7 +253,7 @@ def main() -> int:
         print(summary(rounds))
     for problem in wrong[:50]:
         print(f"WRONG  {problem}")
-    return 1 if wrong or told.returncode else 0
+    return 1 if wrong or told.exit_code else 0
 
 
 if __name__ == "__main__":

@@ -201,8 +201,8 @@ class Traffic:
         catalog = self._program._open_books().catalog
         at = rng.randrange(len(wallet.keys))
         secret, group = wallet.keys[at]
-        key = catalog.key_by_sha256(sha256_hex(secret))
-        assert key is not None
+        digest = sha256_hex(secret)
+        (key,) = [k for k in catalog.keys(wallet.account) if k.secret_sha256 == digest]
         wallet.keys[at] = (self._program.new_key(group, account=wallet.account), group)
         catalog.revoke_key(key.id)
         self.revoked[secret] = time.monotonic()

@@ -197,10 +197,3 @@ class KeyCatalog:
         """All, or those of one account, oldest first, as they were set."""
         conditions = [] if account_id is None else [api_key.c.account_id == account_id]
         return read(self._engine, lambda connection: keys_where(connection, *conditions))
-
-    def key_by_sha256(self, secret_sha256: str) -> Key | None:
-        """The key with that lookup hash, in whatever state."""
-        found = read(
-            self._engine, lambda c: keys_where(c, api_key.c.secret_sha256 == secret_sha256)
-        )
-        return found[0] if found else None
