@@ -11,6 +11,7 @@ import msgspec
 
 Port: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 TextDialect: TypeAlias = Literal["anthropic", "chat", "responses"]
@@ -21,7 +22,7 @@ class Section(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Edge(Section, kw_only=True):
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: Port = 8080
     workers: Positive = 2
     max_body_bytes: Positive = 32 * 1024 * 1024
@@ -146,7 +147,7 @@ class Log(Section, kw_only=True):
 
 
 class Sim(Section, kw_only=True):
-    host: str = "127.0.0.1"
+    host: Text = "127.0.0.1"
     port: Port = 0  # 0: any free port, chosen by `tollgate up`
 
 
@@ -183,7 +184,7 @@ class Bonus(Section, kw_only=True):
 
 
 class Config(Section, kw_only=True):
-    data_dir: str = "./data"
+    data_dir: Text = "./data"
     edge: Edge = msgspec.field(default_factory=Edge)
     bus: Bus = msgspec.field(default_factory=Bus)
     database: Database = msgspec.field(default_factory=Database)

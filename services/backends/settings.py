@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from schemas.config import Config, Section
-from services.core.addresses import BadNetwork, networks
+from services.backends.config_check import check
 
 _PREFIX: Final = "TOLLGATE_"
 _AT: Final = re.compile(r"^(?P<what>.*?)(?: - at `\$?\.?(?P<path>.*)`)?$", re.DOTALL)
@@ -47,7 +47,10 @@ def load(config_file: Path | None, environ: Mapping[str, str], **overrides: Any)
         else:
             raw[name] = value
     config = _convert(raw, config_file)
-    _check(config)
+    try:
+        check(config)
+    except ValueError as ex:
+        raise ConfigError(str(ex)) from ex
     config.data_dir = str(Path(config.data_dir).expanduser().resolve())
     return config
 
@@ -166,43 +169,6 @@ def _convert(raw: dict[str, Any], config_file: Path | None) -> Config:
         what, path = (match["what"], match["path"]) if match else (str(ex), None)
         where = f"{config_file}: " if config_file is not None else ""
         raise ConfigError(f"{where}{path or 'the file'}: {_first_lower(what)}") from ex
-
-
-def _check(config: Config) -> None:
-    names: set[str] = set()
-    for at, channel in enumerate(config.channels):
-        path = f"channels[{at}]"
-        if channel.name in names:
-            raise ConfigError(f"{path}.name: `{channel.name}` is used twice")
-        names.add(channel.name)
-        if bool(channel.dialect) == bool(channel.provider):
-            raise ConfigError(f"{path}: write either `dialect` (text) or `provider` (media)")
-        if not channel.base_url.startswith(("http://", "https://")):
-            raise ConfigError(f"{path}.base_url: must start with http:// or https://")
-        if not channel.models:
-            raise ConfigError(f"{path}.models: a channel serves at least one model")
-        if channel.credential and not channel.credential.startswith(("env:", "file:")):
-            raise ConfigError(f"{path}.credential: write env:NAME or file:PATH, never the secret")
-    for path, texts in (
-        ("edge.trusted_proxies", config.edge.trusted_proxies),
-        ("batch.callback_networks", config.batch.callback_networks),
-        ("batch.fetch_networks", config.batch.fetch_networks),
-    ):
-        for at, text in enumerate(texts):
-            try:
-                networks([text])
-            except BadNetwork as ex:
-                raise ConfigError(f"{path}[{at}]: {ex}") from ex
-    if config.artifacts.store == "s3" and not config.artifacts.bucket:
-        raise ConfigError('artifacts.bucket: store = "s3" needs one')
-    groups = [group.name for group in config.groups]
-    for at, name in enumerate(groups):
-        if name in groups[:at]:
-            raise ConfigError(f"groups[{at}].name: `{name}` is used twice")
-    if not config.database.url.startswith(("sqlite:///", "postgresql+psycopg://")):
-        raise ConfigError("database.url: write sqlite:///FILE or postgresql+psycopg://...")
-    if not config.clickhouse.dsn.startswith(("chdb://", "http://", "https://")):
-        raise ConfigError("clickhouse.dsn: write chdb:///FOLDER or http(s)://host:port")
 
 
 def _sections() -> dict[str, type[Section]]:

@@ -10,7 +10,7 @@ from services.backends import bonus_ladder
 from services.backends.sql.wallets import patiently
 from services.cli.bootstrap import Books, open_books
 from services.cli.context import Cli, Group, iso, table
-from services.cli.limits import rates
+from services.cli.limits import by_options, rates
 from services.core.bonus import bonus_nano
 from services.core.catalog import Account
 from services.core.money import exact_usd, parse_usd
@@ -32,7 +32,8 @@ def create(cli: Cli, /, name: str, kind: str, **given: Any) -> None:
     """Makes an account with an empty wallet."""
     books = open_books(cli.config())
     limits: dict[str, Any] = {each: value or 0 for each, value in given.items()}
-    made = books.catalog.create_account(name, kind, **limits)
+    with by_options():
+        made = books.catalog.create_account(name, kind, **limits)
     books.reach_workers()
     cli.show(
         {"id": made.id, "name": made.name, "kind": made.kind}, f"{made.id}  {made.name} ({kind})"
@@ -183,7 +184,8 @@ def transactions(cli: Cli, name_or_id: str, kind: str | None, page: int, page_si
 def _change(cli: Cli, name_or_id: str, fields: dict[str, Any], word: str) -> None:
     books = open_books(cli.config())
     found = books.catalog.account(name_or_id)
-    changed = books.catalog.update_account(found.id, **fields)
+    with by_options():
+        changed = books.catalog.update_account(found.id, **fields)
     books.reach_workers()
     cli.show(_shown(books, changed), f"{changed.name} is {word}")
 

@@ -4,15 +4,18 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from sqlalchemy import Engine
+
 from schemas.config import Config
 from services.backends import price_files, settings
 from services.backends.clock import SystemClock
+from services.backends.sql import revision
 from services.backends.sql.accounts import Accounts
 from services.backends.sql.catalog import Catalog
 from services.backends.sql.catalog_readers import CatalogReaders, wait_for_readers
 from services.backends.sql.engine import open_engine
 from services.backends.sql.wallets import Wallets
-from services.cli.installation import channels, embedded_file, is_embedded
+from services.cli.installation import channels, is_embedded, set_applied
 from services.core.prices import PriceVersion
 
 
@@ -32,14 +35,22 @@ class Books(NamedTuple):
 
 
 def open_books(config: Config) -> Books:
-    """The database, made and filled from the configuration when it is embedded and not there yet.
+    """The database, made and filled from the configuration when it is embedded and empty.
 
-    Raises DatabaseUnavailable."""
-    if is_embedded(config) and not embedded_file(config).exists():
-        apply(config)
+    Raises DatabaseUnavailable, SchemaTooOld."""
     engine = open_engine(config.database.url, Path(config.data_dir))
+    if is_embedded(config) and not revision.of(engine):
+        apply(config)
+    revision.require(engine)
     catalog = Catalog(engine, settings.load_secret(config.data_dir))
     return Books(catalog, Wallets(engine), Accounts(engine), CatalogReaders(engine))
+
+
+def open_database(config: Config) -> Engine:
+    """The database of an installation. Raises DatabaseUnavailable, SchemaTooOld."""
+    engine = open_engine(config.database.url, Path(config.data_dir))
+    revision.require(engine)
+    return engine
 
 
 def apply(config: Config) -> PriceVersion:
@@ -53,6 +64,8 @@ def apply(config: Config) -> PriceVersion:
     try:
         catalog = Catalog(engine, settings.load_secret(config.data_dir))
         now_us = SystemClock().now_us()
-        return catalog.sync(channels(config), config.groups, price_files.load(), now_us)
+        version = catalog.sync(channels(config), config.groups, price_files.load(), now_us)
     finally:
         engine.dispose()
+    set_applied(config)
+    return version

@@ -59,6 +59,8 @@ def test(cli: Cli, name: str, model: str | None) -> None:
     found = next((each for each in channels(config) if each.name == name), None)
     if found is None:
         raise click.UsageError(f"there is no channel {name!r}")
+    if found.provider:
+        raise click.UsageError(f"{name} makes media: try it with `tollgate job submit`")
     upstream_model = _upstream_model(found, model)
     secret = settings.resolve_secret(found.credential)
     started = time.monotonic()

@@ -13,10 +13,11 @@ from services.backends.sql.dead_events import (
     DeadEvents,
     NoSuchDeadEvent,
 )
+from services.cli.bootstrap import open_database
 from services.cli.context import Cli, Group, iso, table
 from services.core.money import exact_usd
 from services.meter import relay_dead
-from services.meter.bootstrap import entry_reader, open_bus, open_database
+from services.meter.bootstrap import entry_reader, open_bus
 from services.meter.dead import Reason
 from services.meter.dead_repair import AlreadyClosed, DeadRepair, StillDead
 from services.meter.relay_dead import CHECKSUM, TOO_LARGE, NotSendable, RelayDead

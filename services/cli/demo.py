@@ -13,6 +13,7 @@ from schemas.config import Config
 from services.backends.admin_key import AdminKey
 from services.backends.settings import host_in_url, under
 from services.cli.context import Cli, Command
+from services.cli.ground import is_up
 from services.core.money import NANO_PER_USD
 
 if TYPE_CHECKING:
@@ -38,16 +39,16 @@ class Demo(NamedTuple):
     api_key: str
 
 
-def prepare(config: Config) -> Demo:
+def prepare(config: Config, url: str) -> Demo:
     """The demo account with its first $10 and a live key, made at the first call. Writes
-    `demo.json` (mode 0600) into the data folder."""
+    `demo.json` (mode 0600) into the data folder; `url` is where clients reach the edge."""
     from services.cli.bootstrap import open_books  # late: a second start prints it when all runs
 
     books = open_books(config)
     known = [found for found in books.catalog.accounts() if found.name == NAME]
     account = known[0] if known else books.catalog.create_account(NAME)
     books.wallets.move(account.id, "topup", _CREDIT_NANO, "demo", "the demo's first credit")
-    made = Demo(base_url(config), _live_secret(books, account.id))
+    made = Demo(url, _live_secret(books, account.id))
     admin_key = AdminKey(config.data_dir).secret()
     body = {**made._asdict(), "admin_key": admin_key, "console_url": None}
     _write_private(under(config, FILE), body)
@@ -56,11 +57,7 @@ def prepare(config: Config) -> Demo:
 
 def is_prepared(config: Config) -> bool:
     """Whether `demo.json` is there and names this address."""
-    try:
-        body = json.loads(under(config, FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    return isinstance(body, dict) and body.get("base_url") == base_url(config)
+    return _told_url(config) == base_url(config)
 
 
 def tell_admin_key(config: Config, secret: str) -> None:
@@ -71,8 +68,23 @@ def tell_admin_key(config: Config, secret: str) -> None:
 
 
 def base_url(config: Config) -> str:
-    """Where a client on this machine reaches the edge."""
+    """Where a client on this machine reaches the edge of this configuration."""
     return f"http://{host_in_url(config.edge.host)}:{config.edge.port}"
+
+
+def edge_url(config: Config) -> str:
+    """Where a client on this machine reaches the edge: as a running `tollgate up` says, which may
+    have been given another port, else `base_url`."""
+    return (is_up(Path(config.data_dir)) and _told_url(config)) or base_url(config)
+
+
+def _told_url(config: Config) -> str:
+    """The address in `demo.json`; empty without one."""
+    try:
+        body = json.loads(under(config, FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return ""
+    return str(body.get("base_url") or "") if isinstance(body, dict) else ""
 
 
 def _live_secret(books: "Books", account_id: str) -> str:
@@ -154,5 +166,5 @@ def _command() -> str:
 def demo(cli: Cli) -> None:
     """Makes the demo account and key when they are not there, and prints the examples."""
     config = cli.config()
-    made = prepare(config)
+    made = prepare(config, edge_url(config))
     cli.show(made._asdict(), examples(made, cli.where(), simulated=not config.channels))

@@ -27,7 +27,7 @@ from services.backends.sql.engine import (
     read,
 )
 from services.cli.context import Cli, Command, table
-from services.cli.demo import base_url
+from services.cli.demo import base_url, edge_url
 from services.cli.ground import file_system, make_folder, require_port
 from services.cli.installation import channels
 from services.core.windows import SLACK_US, clock_off_us
@@ -164,15 +164,15 @@ def _batch(config: Config) -> str:
 
 
 def _edge(config: Config) -> str:
-    url = base_url(config) + "/readyz"
+    url = edge_url(config) + "/readyz"
     try:
         with urllib.request.urlopen(url, timeout=3) as reply:  # noqa: S310 - our own address
             ours = reply.headers.get("server") == "tollgate"
-            return f"{base_url(config)} is {'ready' if ours else 'not ours'}"
+            return f"{edge_url(config)} is {'ready' if ours else 'not ours'}"
     except urllib.error.HTTPError as ex:
         raise Finding(f"{url}: {ex.read(300).decode('utf-8', 'replace')}") from ex
     except OSError:
-        return f"nothing listens on {base_url(config)}"
+        return f"nothing listens on {edge_url(config)}"
 
 
 _CHECKS: Final[dict[str, Callable[[Config], str]]] = {

@@ -66,6 +66,17 @@ class FolderLock:
             return False
 
 
+def is_up(data_dir: Path) -> bool:
+    """Whether a `tollgate up` runs on the folder, as far as its process id tells."""
+    try:
+        os.kill(int((data_dir / _LOCK).read_text("ascii")), 0)
+    except PermissionError:
+        return True  # somebody else's
+    except (OSError, ValueError):
+        return False
+    return True
+
+
 def make_folder(data_dir: Path) -> None:
     """Makes the data folder. Raises Refused when it cannot be written or is on a network."""
     try:

@@ -5,9 +5,9 @@ import msgspec
 
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.incarnations import Incarnations
+from services.cli.bootstrap import open_database
 from services.cli.context import Cli, Group, iso, table
 from services.core.money import exact_usd
-from services.meter.bootstrap import open_database
 
 _COLUMNS = ("id", "host", "state", "opened_at", "leases", "leased_usd")
 

@@ -17,6 +17,7 @@ from services.backends import price_files, settings
 from services.backends.settings import under
 
 _APPLIED: Final = "run/applied"
+_SIM_PORT: Final = "run/sim.port"
 _SIM_DIALECTS: Final = {
     "anthropic": ("anthropic", "simulated"),
     "chat": ("openai", "google", "deepseek", "moonshot", "zhipu", "minimax", "simulated"),
@@ -79,8 +80,22 @@ def wants_sim(config: Config) -> bool:
 
 
 def sim_url(config: Config) -> str:
-    """The base URL of the simulated provider."""
-    return f"http://{settings.host_in_url(config.sim.host)}:{config.sim.port}"
+    """The base URL of the simulated provider: where it is, or was at the last start."""
+    port = config.sim.port or last_sim_port(config)
+    return f"http://{settings.host_in_url(config.sim.host)}:{port}"
+
+
+def last_sim_port(config: Config) -> int:
+    """The port that `up` chose for the simulated provider; 0 before its first start."""
+    try:
+        return int(under(config, _SIM_PORT).read_text("ascii"))
+    except (OSError, ValueError):
+        return 0
+
+
+def remember_sim_port(config: Config, port: int) -> None:
+    """For the commands beside `up`, and for its next start."""
+    under(config, _SIM_PORT).write_text(str(port), "ascii")
 
 
 def free_port(host: str) -> int:
@@ -96,18 +111,20 @@ def is_embedded(config: Config) -> bool:
     return config.database.url.startswith("sqlite")
 
 
-def is_applied(config: Config, mark: str) -> bool:
-    """Whether an embedded database was brought to the state that `mark` tells, so that `apply`
-    would change nothing."""
+def is_applied(config: Config) -> bool:
+    """Whether the last `apply` to an embedded database was one of this configuration, so that
+    another would change nothing."""
     file = under(config, _APPLIED)
     if not is_embedded(config) or not embedded_file(config).exists() or not file.exists():
         return False
-    return file.read_text("utf-8") == mark
+    return file.read_text("utf-8") == mark_of(config)
 
 
-def set_applied(config: Config, mark: str) -> None:
-    """Remembers that `apply` brought the database to the state of `mark`."""
-    under(config, _APPLIED).write_text(mark, "utf-8")
+def set_applied(config: Config) -> None:
+    """Remembers what `apply` brought the database to."""
+    file = under(config, _APPLIED)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(mark_of(config), "utf-8")
 
 
 def mark_of(config: Config) -> str:

@@ -22,7 +22,7 @@ class Door:
 
     def __init__(self, cli: Cli, key: str | None) -> None:
         config = cli.config()
-        self._url = demo.base_url(config)
+        self._url = demo.edge_url(config)
         self._headers = {"x-api-key": key or _demo_key(cli)}
 
     def call(self, method: str, path: str, **more: Any) -> requests.Response:

@@ -34,6 +34,7 @@ OPTIONS: Final = {
     "parent_id": "--parent",
     "member_id": "--member",
     "custom_secret": "--custom-secret-file",
+    "name": "--name",
 }
 
 

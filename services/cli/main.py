@@ -56,6 +56,7 @@ EXPECTED: Final = frozenset(
         "services.backends.sql.dead_events.NoSuchDeadEvent",
         "services.backends.sql.engine.DatabaseUnavailable",
         "services.backends.sql.incarnations.HoldsJobs",
+        "services.backends.sql.revision.SchemaTooOld",
         "services.backends.sql.incarnations.NoSuchIncarnation",
         "services.backends.sql.wallets.InsufficientFunds",
         "services.backends.sql.wallets.MovementConflict",
@@ -86,6 +87,8 @@ def tollgate() -> None:
 def main() -> None:
     """Exit code 0, 1 for what could not be done (one line on stderr), 2 for a wrong call."""
     cli = Cli()
+    if not all(map(_is_text, sys.argv)):
+        _fail(cli, "an argument is not valid UTF-8", 2)
     try:
         code = tollgate.main(standalone_mode=False, obj=cli)
         sys.exit(code if isinstance(code, int) else 0)  # what a command gave to `Exit`
@@ -98,10 +101,22 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone: nothing to say to anybody
         sys.exit(1)
+    except OSError as ex:
+        if ex.filename is None:
+            raise
+        _fail(cli, f"{ex.filename}: {ex.strerror}", 1)
     except Exception as ex:
         if f"{type(ex).__module__}.{type(ex).__name__}" not in EXPECTED:
             raise
         _fail(cli, str(ex), 1)
+
+
+def _is_text(argument: str) -> bool:
+    try:
+        argument.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _fail(cli: Cli, message: str, code: int) -> None:

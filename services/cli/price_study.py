@@ -9,13 +9,13 @@ import msgspec
 from schemas.config import Config
 from schemas.events import Error, Usage
 from services.backends import price_files
-from services.cli.bootstrap import open_books
+from services.cli.bootstrap import open_books, open_database
 from services.cli.context import Cli, Command, table
 from services.cli.moment import moment_us
 from services.core.money import exact_usd
 from services.core.price_study import Margins, PriceStudy, below_cost
 from services.core.prices import PriceBook
-from services.meter.bootstrap import open_bus, open_database
+from services.meter.bootstrap import open_bus
 from services.meter.settled_events import settled_events
 
 _since = click.option("--since", callback=moment_us, metavar="TIME", help="From when, included.")

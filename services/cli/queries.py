@@ -10,8 +10,10 @@ from schemas.config import Config
 from services.backends.clickhouse.client import QueryLimits
 from services.backends.clickhouse.embedded import EngineBusy
 from services.backends.clickhouse.store import RequestStore, open_store
+from services.backends.clock import SystemClock
 from services.backends.query_client import QueryClient, QueryUnavailable
 from services.meter.query_api import plain
+from services.meter.query_params import window_us
 from services.meter.sql_scope import reading_statement
 from services.meter.usage_queries import Filter, usage_buckets, usage_rows
 
@@ -32,13 +34,14 @@ def rows(config: Config, account_id: str, limit: int) -> list[dict[str, Any]]:
     return found
 
 
-def buckets(config: Config, account_id: str, group_by: str) -> dict[str, Any]:
+def buckets(config: Config, account_id: str, group_by: tuple[str, ...]) -> dict[str, Any]:
     """What was billed in the last 30 days, summed up by `day`, `hour`, `model`, `api_key` or
-    several of them, comma-separated."""
+    several of them."""
+    since_us, _ = window_us({}, SystemClock().now_us())
     answer = _ask(
         config,
-        lambda client: client.get("/api/v1/me/usage", account_id, {"group_by": group_by}),
-        lambda store: usage_buckets(store, Filter(account_id), tuple(group_by.split(","))),
+        lambda client: client.get("/api/v1/me/usage", account_id, {"group_by": ",".join(group_by)}),
+        lambda store: usage_buckets(store, Filter(account_id, since_us=since_us), group_by),
     )
     found: dict[str, Any] = msgspec.to_builtins(answer)
     return found

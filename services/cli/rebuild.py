@@ -5,9 +5,10 @@ from pathlib import Path
 import click
 import msgspec
 
+from services.cli.bootstrap import open_database
 from services.cli.context import Cli, Group
 from services.meter.booked import Booked
-from services.meter.bootstrap import entry_reader, open_bus, open_database
+from services.meter.bootstrap import entry_reader, open_bus
 
 
 @click.group(cls=Group)

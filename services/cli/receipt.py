@@ -8,11 +8,11 @@ import click
 
 from services.backends.query_client import QueryClient, QueryUnavailable
 from services.backends.receipt_keys import FOLDER, PUBLISHED, ReceiptKeys
-from services.cli.bootstrap import open_books
+from services.cli.bootstrap import open_books, open_database
 from services.cli.context import Cli, Group, iso, table
 from services.core.receipts import NotGenuine, published
 from services.core.receipts import verify as check
-from services.meter.bootstrap import open_bus, open_database
+from services.meter.bootstrap import open_bus
 
 
 @click.group(cls=Group)

@@ -17,4 +17,4 @@ from services.cli.context import Command
 def sim(arguments: tuple[str, ...]) -> None:
     """Simulated provider: three dialects, faults by model name. `tollgate sim --help` lists its
     own options."""
-    os.execv(sys.executable, [sys.executable, "-m", "services.sim", *arguments])  # noqa: S606
+    os.execv(sys.executable, [sys.executable, "-P", "-m", "services.sim", *arguments])  # noqa: S606

@@ -3,10 +3,9 @@
 import click
 
 from services.backends.sql.wallet_lines import WalletLines
-from services.cli.bootstrap import open_books
+from services.cli.bootstrap import open_books, open_database
 from services.cli.context import Cli, Command
 from services.core.statements import FORMATS, Statement, month, render
-from services.meter.bootstrap import open_database
 
 
 @click.command(cls=Command)

@@ -67,10 +67,11 @@ def up(cli: Cli, host: str | None, port: int | None, quiet: bool) -> None:
         supervisor = _supervisor(cli, config, simulated=simulated, quiet=quiet)
         try:
             supervisor.start()
+            url = demonstration.base_url(config)
             if not demonstration.is_prepared(config):  # else later, so that all is ready sooner
-                demonstration.prepare(config)
+                demonstration.prepare(config, url)
             ready = _wait(config, supervisor, stop, simulated=simulated)
-            made = demonstration.prepare(config) if ready else None
+            made = demonstration.prepare(config, url) if ready else None
             if made is not None and not quiet:
                 where = [*cli.where()] or _data_dir_option(config)
                 click.echo(demonstration.examples(made, where, simulated=simulated))
@@ -85,33 +86,31 @@ def up(cli: Cli, host: str | None, port: int | None, quiet: bool) -> None:
 
 
 def _choose_ports(config: Config) -> None:
-    if config.edge.port == 0:
-        config.edge.port = installation.free_port(config.edge.host)
     require_port(config.edge.host, config.edge.port)
+    config.edge.port = config.edge.port or installation.free_port(config.edge.host)
     if config.sim.port == 0 and installation.wants_sim(config):
         config.sim.port = _sim_port(config)
 
 
 def _sim_port(config: Config) -> int:
     """The port of the last start when it is still free, so that the channels stay the same."""
-    file = under(config, "run/sim.port")
+    port = installation.last_sim_port(config)
     try:
-        port = int(file.read_text("ascii"))
         require_port(config.sim.host, port)
-    except (OSError, ValueError, Refused):
-        port = installation.free_port(config.sim.host)
-        file.write_text(str(port), "ascii")
+    except Refused:
+        port = 0
+        require_port(config.sim.host, port)
+    port = port or installation.free_port(config.sim.host)
+    installation.remember_sim_port(config, port)
     return port
 
 
 def _apply(config: Config) -> None:
-    mark = installation.mark_of(config)
-    if not installation.is_applied(config, mark):
+    if not installation.is_applied(config):
         from services.cli.bootstrap import apply
 
         _say("preparing the database, prices and channels")
         apply(config)
-        installation.set_applied(config, mark)
 
 
 def _forget_metrics(config: Config) -> None:
@@ -121,7 +120,8 @@ def _forget_metrics(config: Config) -> None:
 
 
 def _supervisor(cli: Cli, config: Config, *, simulated: bool, quiet: bool) -> Supervisor:
-    ours = [sys.executable, "-m", "services.cli.main", *cli.where()]
+    python = [sys.executable, "-P", "-m"]  # -P: whatever lies in the present folder is not ours
+    ours = [*python, "services.cli.main", *cli.where()]
     books = [*ours, "meter", "--roles", "relay,ledger"]
     grace_s = config.edge.graceful_timeout_s + 10
     parts = [
@@ -145,7 +145,7 @@ def _supervisor(cli: Cli, config: Config, *, simulated: bool, quiet: bool) -> Su
     ]
     if simulated:
         where = ["--host", config.sim.host, "--port", str(config.sim.port)]
-        parts.append(Part("sim", [sys.executable, "-m", "services.sim", *where], _SIM_GRACE_S))
+        parts.append(Part("sim", [*python, "services.sim", *where], _SIM_GRACE_S))
     environ = {
         **settings.process_environment(),
         "TOLLGATE_DATA_DIR": config.data_dir,

@@ -132,6 +132,7 @@ def _http_error(
         ex.status_code, Code.INVALID_PARAM if ex.status_code < 500 else Code.INTERNAL_ERROR
     )
     _answer(req, resp, Refusal(code, ex.description or ex.title or str(code)))
+    resp.set_headers(ex.headers or {})  # `allow`
 
 
 def _crashed(

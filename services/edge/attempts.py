@@ -74,7 +74,10 @@ class ClientGone(Exception):
 
 
 class Upstreams:
-    """One per worker: the connection pool and what is known of the channels' health."""
+    """One per worker: the connection pool and what is known of the channels' health.
+
+    A `path` is a route beside inference (`/v1/messages/count_tokens`). It has a health of its own:
+    that a channel cannot do it says nothing of the answers that people pay for."""
 
     def __init__(self, pool: UpstreamPool, clock: Clock, settings: Edge) -> None:
         self._pool = pool
@@ -83,7 +86,7 @@ class Upstreams:
         self._cooldowns = Cooldowns(clock.monotonic_s)
         self._in_flight: dict[str, int] = {}
 
-    def serving(self, x: Exchange) -> list[Channel]:
+    def serving(self, x: Exchange, path: str = "") -> list[Channel]:
         """The channels that may take the request, best first.
 
         Raises Refusal: 429 when all of them cool down until a known time, else 503."""
@@ -96,10 +99,10 @@ class Upstreams:
         )
         if not channels:
             raise Refusal(Code.NO_CAPACITY, "no available accounts")
-        ready = [channel for channel in channels if self._ready(channel)]
+        ready = [channel for channel in channels if self._ready(channel, path)]
         if ready:
             return ready
-        end_s = self._cooldowns.known_end_s([channel.name for channel in channels])
+        end_s = self._cooldowns.known_end_s([channel.name + path for channel in channels])
         if end_s is None:
             raise Refusal(Code.NO_CAPACITY, "no available accounts")
         raise Refusal(
@@ -108,16 +111,23 @@ class Upstreams:
             retry_after_s=max(1, math.ceil(end_s)),
         )
 
-    def _ready(self, channel: Channel) -> bool:
-        if not self._cooldowns.ready(channel.name):
+    def _ready(self, channel: Channel, path: str) -> bool:
+        if not self._cooldowns.ready(channel.name + path):
             return False
         if not channel.max_concurrency:
             return True
         share = math.ceil(channel.max_concurrency / self._settings.workers)
         return self._in_flight.get(channel.name, 0) < share
 
-    def call(self, x: Exchange, channels: list[Channel], path: str = "") -> Call:
-        """The first 2xx answer's call, its head read and its body not.
+    def call(
+        self,
+        x: Exchange,
+        channels: list[Channel],
+        path: str = "",
+        first_byte_timeout_s: float | None = None,
+    ) -> Call:
+        """The first 2xx answer's call, its head read and its body not; `first_byte_timeout_s`
+        instead of the channel's own.
 
         Raises Failure when all failed, ClientGone. The caller releases or aborts the call and
         then calls `done`."""
@@ -127,7 +137,7 @@ class Upstreams:
             if x.attempts and self._clock.monotonic_s() >= deadline_s:
                 break
             try:
-                return self._attempt(x, channel, path or x.dialect.upstream_path)
+                return self._attempt(x, channel, path, first_byte_timeout_s)
             except Failure as ex:
                 failure = ex
                 if not self._fails_over(ex):
@@ -148,10 +158,13 @@ class Upstreams:
         """The call broke after its 2xx head."""
         self._cooldowns.failed(channel.name, status, None)
 
-    def _attempt(self, x: Exchange, channel: Channel, path: str) -> Call:
+    def _attempt(
+        self, x: Exchange, channel: Channel, path: str, first_byte_timeout_s: float | None
+    ) -> Call:
         assert x.view is not None
         assert x.parsed is not None
         assert x.price is not None
+        health = channel.name + path
         x.channel = channel
         x.upstream_model = upstream_name(channel, x.price.model, x.parsed.model)
         x.upstream_status = 0
@@ -161,32 +174,35 @@ class Upstreams:
         self._in_flight[channel.name] = self._in_flight.get(channel.name, 0) + 1
         call: Call | None = None
         try:
-            call = self._send(x, channel, path)
+            call = self._send(x, channel, path, first_byte_timeout_s)
             attempt.status = x.upstream_status = call.status
             x.upstream_request_id = attempt.upstream_request_id = request_id_of(call)
-            if 200 <= call.status < 300:
-                self._cooldowns.ok(channel.name)
-                return call
-            raise self._refused(channel, call)
+            if not 200 <= call.status < 300:
+                raise self._refused(health, call)
+            if _is_encoded(call):
+                self._cooldowns.failed(health, 502, None)
+                raise Failure(Code.UPSTREAM_ERROR, "the upstream sent a coding nobody asked for")
+            self._cooldowns.ok(health)
+            return call
         except Aborted as ex:
             raise cut_short(x) from ex
         except ConnectFailed as ex:
             self._gone(x)
-            self._cooldowns.failed(channel.name, 0, None)
+            self._cooldowns.failed(health, 0, None)
             raise Failure(Code.UPSTREAM_ERROR, "the upstream cannot be reached") from ex
         except FirstByteTimeout as ex:
-            self._cooldowns.failed(channel.name, 504, None)
+            self._cooldowns.failed(health, 504, None)
             raise Failure(Code.TIMEOUT, "the upstream did not answer in time") from ex
         except UpstreamBroken as ex:
             self._gone(x)
-            self._cooldowns.failed(channel.name, 502, None)
+            self._cooldowns.failed(health, 502, None)
             raise Failure(Code.UPSTREAM_ERROR, "the upstream closed the connection") from ex
         except Failure as ex:
             attempt.code = ex.code
             raise
         finally:
             attempt.total_ms = round((self._clock.monotonic_s() - started_s) * 1000)
-            if call is None or not 200 <= call.status < 300:
+            if call is None or attempt.code or not 200 <= call.status < 300:
                 self.done(channel)
                 if call is not None:
                     call.release()
@@ -196,12 +212,19 @@ class Upstreams:
         if x.watch is not None and x.watch.gone:
             raise ClientGone
 
-    def _send(self, x: Exchange, channel: Channel, path: str) -> Call:
+    def _send(
+        self, x: Exchange, channel: Channel, path: str, first_byte_timeout_s: float | None
+    ) -> Call:
         assert x.view is not None
         assert x.parsed is not None
+        path = path or x.dialect.upstream_path
         query = without_key(x.query)
         if query:
             path = f"{path}?{query}"
+        if first_byte_timeout_s is None:
+            first_byte_timeout_s = (
+                channel.first_byte_timeout_s if x.parsed.stream else channel.total_timeout_s
+            )
         return self._pool.request(
             x.view.targets[channel.name],
             b"POST",
@@ -209,28 +232,28 @@ class Upstreams:
             upstream_lines(x.dialect, x.headers, x.view.credentials[channel.name]),
             x.dialect.upstream_body(x.body, x.parsed, x.upstream_model),
             connect_timeout_s=channel.connect_timeout_s,
-            first_byte_timeout_s=(
-                channel.first_byte_timeout_s if x.parsed.stream else channel.total_timeout_s
-            ),
+            first_byte_timeout_s=first_byte_timeout_s,
             on_connected=x.connected,
         )
 
-    def _refused(self, channel: Channel, call: Call) -> Failure:
+    def _refused(self, health: str, call: Call) -> Failure:
         """What a non-2xx answer becomes. The upstream's 401 and 403 concern our credential and
         never reach the client; a redirect is not followed."""
         try:
             body = call.read_all(ERROR_BODY_MAX_BYTES, ERROR_BODY_S)
         except IdleTimeout:
             body = b""  # the status says enough
+        if _is_encoded(call):
+            body = b""
         retry_after_s = _seconds(call, b"retry-after")
         status = call.status
         if status in (401, 403):
-            self._cooldowns.park(channel.name)
+            self._cooldowns.park(health)
             return Failure(Code.NO_CAPACITY, "no available accounts")
         if status < 400:
             return Failure(Code.UPSTREAM_ERROR, f"the upstream answered {status}")
         if status >= 500 or status == 429:
-            self._cooldowns.failed(channel.name, status, retry_after_s)
+            self._cooldowns.failed(health, status, retry_after_s)
         code = Code.RATE_LIMIT_EXCEEDED if status == 429 else Code.UPSTREAM_ERROR
         return Failure(
             code,
@@ -271,6 +294,15 @@ def request_id_of(call: Call) -> str:
         if name in (b"request-id", b"x-request-id"):
             return value.decode("latin-1")[:128]
     return ""
+
+
+def _is_encoded(call: Call) -> bool:
+    """Whether the body is compressed although that was not asked for: neither the meter nor the
+    client could read it."""
+    return any(
+        name == b"content-encoding" and value.strip().lower() not in (b"", b"identity")
+        for name, value in call.headers
+    )
 
 
 def _seconds(call: Call, header: bytes) -> int | None:

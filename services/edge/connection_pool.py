@@ -11,11 +11,12 @@ import select
 import time
 from collections import deque
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import gevent
 from gevent import monkey, socket, ssl
 from gevent.event import Event
+
+from services.core import urls
 
 _IDLE_MAX_S: Final = 50.0  # below the usual 60 s of load balancers, which drop silently
 _IDLE_PER_ORIGIN: Final = 512
@@ -53,18 +54,14 @@ class Target:
 
         Raises ValueError for anything that is not such a URL.
         """
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError(f"not an http or https URL: {base_url!r}")
-        if parts.username or parts.query or parts.fragment:
-            raise ValueError(f"credentials, query or fragment in a base URL: {base_url!r}")
-        base_path = parts.path.rstrip("/")
-        if not base_path.isascii() or any(ord(c) <= 32 or ord(c) == 127 for c in base_path):
-            raise ValueError(f"not a plain path: {base_path!r}")
+        try:
+            parts = urls.base_url(base_url)
+        except ValueError as ex:
+            raise ValueError(f"the base URL {base_url!r} {ex}") from ex
         secure = parts.scheme == "https"
         port = parts.port or (443 if secure else 80)
         context = (tls or system_tls()) if secure else None
-        return cls(parts.scheme, parts.hostname, port, base_path, context)
+        return cls(parts.scheme, parts.hostname or "", port, parts.path.rstrip("/"), context)
 
 
 _system_tls: list[Any] = []

@@ -14,6 +14,7 @@ from services.backends import settings
 from services.backends.bus.port import Bus, BusUnavailable
 from services.backends.clickhouse.client import ClickHouseUnavailable, QueryRefused
 from services.backends.query_client import QueryClient, QueryFailed, QueryUnavailable
+from services.backends.sql import revision
 from services.backends.sql.books_audit import BooksAudit
 from services.backends.sql.engine import DatabaseUnavailable
 from services.backends.sql.ledger import LedgerStore
@@ -31,6 +32,7 @@ def reconcile(config: Config, wait_s: float = 30.0) -> Report:
     engine = open_database(config)
     folder = settings.under(config, config.outbox.path)
     try:
+        revision.require(engine)
         with contextlib.closing(open_bus(config)) as bus:
             audit = BooksAudit(engine)
             waiter = Waiter(folder, bus, TOPIC, audit, LedgerStore(engine), Plans(engine))
@@ -41,7 +43,7 @@ def reconcile(config: Config, wait_s: float = 30.0) -> Report:
         return Report(exit_code=NOT_CAUGHT_UP, lagging=ex.lagging)
     except (ClickHouseUnavailable, QueryUnavailable, QueryRefused, QueryFailed) as ex:
         return Report(exit_code=NOT_CAUGHT_UP, lagging=[f"clickhouse: {ex}"])
-    except DatabaseUnavailable as ex:
+    except (DatabaseUnavailable, revision.SchemaTooOld) as ex:
         return Report(exit_code=NOT_CAUGHT_UP, lagging=[f"database: {ex}"])
     except BusUnavailable as ex:
         return Report(exit_code=NOT_CAUGHT_UP, lagging=[f"bus: {ex}"])

@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 from tests.parts.feature import make_key, wait_everywhere, wait_until
-from tests.parts.stack import Stack, _running
+from tests.parts.stack import Stack, started
 from tests.parts.wire import PATHS, Reply, post, request, text_body
 
 MODEL, OTHER = "gpt-5-mini", "gpt-4o-mini"
@@ -15,7 +15,7 @@ MODEL, OTHER = "gpt-5-mini", "gpt-4o-mini"
 def proxied(tmp_path_factory):
     """Behind proxies on this host and in 10.0.0.0/8."""
     edge = {"trusted_proxies": ["127.0.0.1", "10.0.0.0/8", "2001:db8:ffff::/48"]}
-    yield from _running(tmp_path_factory.mktemp("proxied"), {"edge": edge})
+    yield from started(Stack(tmp_path_factory.mktemp("proxied"), {"edge": edge}))
 
 
 def ask(stack: Stack, key: str, forwarded: str = "", dialect: str = "chat", **more) -> Reply:

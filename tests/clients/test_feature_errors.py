@@ -101,6 +101,7 @@ def test_unknown_routes_keep_the_envelope(stack):
     for method in ("GET", "PUT"):
         reply = request(stack.port, method, "/v1/messages", key=stack.key())
         assert (reply.status, reply.json()["type"]) == (405, "error")
+        assert "POST" in reply.header("allow").split(", ")
 
 
 def assert_upstream_fault(stack, dialect, stream, fault, status, code):

@@ -11,7 +11,14 @@ from tests.parts.feature import (
 )
 from tests.parts.wire import PATHS, post, request, send, text_body
 
-OPEN = ("/api/pricing", "/v1/responses", "/nowhere", "/v1/nowhere", "/v1beta/models/x")
+OPEN = (
+    "/api/pricing",
+    "/v1/receipts/keys",
+    "/v1/responses",
+    "/nowhere",
+    "/v1/nowhere",
+    "/v1beta/models/x",
+)
 KEYED = (
     "/v1/models",
     "/v1/models/gpt-5-mini",

@@ -1,5 +1,6 @@
 """Calls of one request over channels whose upstreams misbehave, on real sockets."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from schemas.errors import Code
 from services.backends.clock import SystemClock
 from services.core.catalog import Channel
 from services.core.dialects import DIALECTS
+from services.core.errors import Refusal
 from services.core.outcomes import Ending
 from services.edge import attempts
 from services.edge.attempts import Failure, Upstreams
@@ -34,46 +36,94 @@ def answers(peer):
     peer.closed_by_client()
 
 
-@pytest.fixture
-def call(monkeypatch):
-    """call(serve, ...) asks channels of such upstreams, in this order."""
-    monkeypatch.setattr(attempts, "ERROR_BODY_S", 0.2)
-    raws = []
+class House:
+    """Channels of such upstreams, best first, and the calls to them."""
 
-    def ask(*serves):
-        raws.extend(map(RawUpstream, serves))
-        clock, dialect = SystemClock(), DIALECTS["chat"]
-        channels = [
+    def __init__(self, *serves):
+        self.raws = [RawUpstream(serve) for serve in serves]
+        self.channels = [
             Channel(name=f"c{at}", dialect="chat", base_url=raw.url, credential="k",
                     models={"m": "m"}, groups=("default",))
-            for at, raw in enumerate(raws)
+            for at, raw in enumerate(self.raws)
         ]  # fmt: skip
+        self.upstreams = Upstreams(UpstreamPool(), SystemClock(), Edge())
+
+    def exchange(self):
+        clock, dialect = SystemClock(), DIALECTS["chat"]
         x = Exchange("r", dialect, {"PATH_INFO": dialect.path}, {}, clock.monotonic_s(), 1)
         x.body = BODY
         x.parsed = dialect.parse_request(BODY, {})
+        x.key = SimpleNamespace(group="default")
         x.price = SimpleNamespace(model="m")
         x.view = SimpleNamespace(
-            targets={each.name: Target.from_url(each.base_url) for each in channels},
-            credentials={each.name: b"" for each in channels},
+            snapshot=SimpleNamespace(channels=self.channels),
+            targets={each.name: Target.from_url(each.base_url) for each in self.channels},
+            credentials={each.name: b"" for each in self.channels},
         )
-        upstreams = Upstreams(UpstreamPool(), clock, Edge())
+        return x
+
+    def call(self, *path):
+        """The exchange and the call that answered it."""
+        x = self.exchange()
         try:
-            found = upstreams.call(x, channels)
-            upstreams.done(x.channel)
+            found = self.upstreams.call(x, self.channels, *path)
+            self.upstreams.done(x.channel)
             found.release()
             return x, found
         finally:
-            assert set(upstreams._in_flight.values()) == {0}
+            assert set(self.upstreams._in_flight.values()) == {0}
 
-    yield ask
-    for raw in raws:
-        raw.stop()
+
+@pytest.fixture
+def house(monkeypatch):
+    monkeypatch.setattr(attempts, "ERROR_BODY_S", 0.2)
+    made = []
+
+    def make(*serves):
+        made.append(House(*serves))
+        return made[-1]
+
+    yield make
+    for each in made:
+        for raw in each.raws:
+            raw.stop()
+
+
+@pytest.fixture
+def call(house):
+    """call(serve, ...) asks channels of such upstreams, in this order."""
+    return lambda *serves: house(*serves).call()
 
 
 def test_another_channel_takes_over_from_an_error_whose_body_stalls(call):
     x, found = call(stalls_in_the_body_of(500), answers)
     assert found.status == 200
     assert [(each.channel, each.status) for each in x.attempts] == [("c0", 500), ("c1", 200)]
+
+
+def compresses_a(status):
+    def serve(peer):
+        peer.request()
+        peer.send(
+            b"HTTP/1.1 %d X\r\ncontent-encoding: gzip\r\ncontent-length: 3\r\n\r\n\x1f\x8b\x08"
+            % status
+        )
+        peer.closed_by_client()
+
+    return serve
+
+
+def test_a_coding_that_nobody_asked_for_is_no_answer(call):
+    """The client was promised nothing of it: another channel answers, else the gateway."""
+    x, found = call(compresses_a(200), answers)
+    assert found.status == 200
+    assert [(each.channel, each.status, each.code) for each in x.attempts] == [
+        ("c0", 200, Code.UPSTREAM_ERROR),
+        ("c1", 200, ""),
+    ]
+    with pytest.raises(Failure) as caught:
+        call(compresses_a(400))
+    assert (caught.value.status, caught.value.native) == (400, False)
 
 
 @pytest.mark.parametrize("status", [400, 529])
@@ -83,3 +133,34 @@ def test_an_error_whose_body_stalls_is_told_by_its_status(call, status):
     failure = caught.value
     assert (failure.code, failure.status, failure.native) == (Code.UPSTREAM_ERROR, status, False)
     assert failure.ending is Ending.ANSWERED
+
+
+def fails_beside_inference(peer):
+    head, _ = peer.request()
+    status = 500 if b"/count " in head else 200
+    peer.send(b"HTTP/1.1 %d X\r\ncontent-length: 2\r\n\r\n{}" % status)
+    peer.closed_by_client()
+
+
+def test_a_route_beside_inference_has_a_health_of_its_own(house):
+    """Its failures make only itself rest: the answers that people pay for go on."""
+    here = house(fails_beside_inference)
+    for _ in range(4):
+        with pytest.raises(Failure):
+            here.call("/count")
+    x = here.exchange()
+    with pytest.raises(Refusal, match="no available accounts"):
+        here.upstreams.serving(x, "/count")
+    assert here.upstreams.serving(x) == here.channels
+    assert here.call()[1].status == 200
+    with pytest.raises(Refusal):
+        here.upstreams.serving(x, "/count")
+
+
+def test_a_silent_upstream_is_waited_for_as_long_as_the_caller_says(house):
+    here = house(lambda peer: peer.request() and peer.closed_by_client(20))
+    began = time.monotonic()
+    with pytest.raises(Failure) as caught:
+        here.call("/count", 0.2)
+    assert caught.value.code is Code.TIMEOUT
+    assert time.monotonic() - began < 10

@@ -85,6 +85,20 @@ def here(tmp_path_factory):
     return made
 
 
+def test_a_folder_in_which_nothing_was_made_is_told_so(tmp_path):
+    """Whoever looks first: nothing of it is in the way of the command that makes the database."""
+    fresh = Installation(tmp_path / "fresh")
+    for command in (("dead", "list"), ("incarnation", "list"), ("price", "margin")):
+        assert "run `tollgate migrate` first" in fresh.refused(*command), command
+    told = fresh.run("reconcile", "--wait", "0")
+    assert (told.returncode, "run `tollgate migrate` first" in told.stdout) == (2, True)
+    assert fresh.run("doctor").returncode == 1
+    assert fresh.json("account", "list") == []
+    assert fresh.json("account", "create", "first")["name"] == "first"
+    nowhere = Installation(Path("/dev/null/nothing"))
+    assert "/dev/null" in nowhere.refused("account", "list")
+
+
 def test_an_account_gets_money_and_shows_it(here):
     moved = here.json("account", "topup", "alice", "$12.50", "--external-id", "r-1")
     again = here.json("account", "topup", here.account, "12.5", "--external-id", "r-1")
@@ -105,6 +119,11 @@ def test_what_cannot_be_done_is_one_line(here):
     assert json.loads(here.refused("account", "create", "alice", "--json"))["error"]
     assert "edge.port" in here.refused("account", "list", code=2, TOLLGATE_EDGE__PORT="x")
     assert "No such command 'nothing'" in here.refused("nothing", code=2)
+    for name in ("", "two\nlines", "x" * 129):
+        assert "name: 1 to 128 characters" in here.refused("account", "create", name, code=2)
+        refused = here.refused("key", "create", "--account", "alice", "--name", name, code=2)
+        assert "--name: 1 to 128 characters" in refused
+    assert "not valid UTF-8" in here.refused("account", "create", "\udcff", code=2)
     assert "no group 'vip'" in here.refused(
         "key", "create", "--account", "alice", "--name", "k", "--group", "vip"
     )
@@ -168,6 +187,7 @@ def test_channels_come_from_the_configuration(here, tmp_path):
     assert "UPSTREAM is not set" in here.refused("channel", "test", "c", *where, code=2)
     assert "no answer" in here.refused("channel", "test", "c", *where, UPSTREAM="sk-x")
     assert "no channel 'd'" in here.refused("channel", "test", "d", *where, code=2)
+    assert "sim-veo makes media" in here.refused("channel", "test", "sim-veo", code=2)
 
 
 def test_options_count_at_any_level(here):
@@ -185,6 +205,8 @@ def test_usage_and_sql_open_the_files_when_nothing_runs(here, chdb_folder):
     assert here.apart("usage", "--account", "alice", "--by", "day")["totals"]["call_count"] == 0
     assert here.apart("sql", "SELECT 1 AS one, count() AS n FROM usage")["rows"] == [[1, 0]]
     assert "there is no account 'bob'" in here.refused("usage", "--account", "bob")
+    wrong = here.refused("usage", "--account", "alice", "--by", "week", code=2)
+    assert "group_by must be some of day, hour, model, api_key" in wrong
 
 
 def test_the_doctor_finds_what_is_wrong(here):

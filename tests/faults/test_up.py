@@ -286,6 +286,22 @@ def test_the_printed_examples_run_by_paste(running, tmp_path):
     assert paste(running, "tollgate reconcile", tmp_path).splitlines()[-1] == "equal"
 
 
+def test_commands_beside_it_leave_it_alone(running):
+    """Its ports were chosen by it, not by their configuration."""
+    assert running.cli("channel", "test", "sim-anthropic")["ok"]
+    running.cli("migrate")
+    told = json.loads((running.folder / "demo.json").read_text())
+    assert running.cli("demo") == {name: told[name] for name in ("base_url", "api_key")}
+    assert json.loads((running.folder / "demo.json").read_text()) == told
+    edge = next(each for each in running.cli("doctor") if each["check"] == "edge")
+    assert edge["detail"] == f"{told['base_url']} is ready"
+    before = len(running.rows())
+    for _ in range(6):  # each worker, for longer than it takes to see a change of the catalog
+        assert running.ask() == 200
+        time.sleep(0.1)
+    wait_for_rows(running, before + 6)
+
+
 def watch_a_video_by_curl(running, folder):
     """The lines of the README, as they stand but for the port and the data folder."""
     lines = [line[4:] for line in (ROOT / "README.md").read_text("utf-8").splitlines()]

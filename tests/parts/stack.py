@@ -35,6 +35,7 @@ from tests.parts.postgres import postgres_url
 from tests.parts.sim import Sim
 
 ROOT = Path(__file__).parent.parent.parent
+LAYOUT = ROOT / "compose" / "tollgate.toml"
 TOLLGATE = Path(sys.executable).parent / "tollgate"
 READY_S = 60.0
 UPSTREAM_SECRET = "sk-upstream-9f8e7d6c5b4a"  # what the channels send, never a client
@@ -151,10 +152,22 @@ def write_config(path: Path, sections: dict[str, dict], channels: list[dict]) ->
     path.write_text("\n".join(lines) + "\n")
 
 
-class Stack:
-    """A running Tollgate. `sections` are those of the configuration file."""
+def _variables(sections: dict[str, dict]) -> dict[str, str]:
+    """`TOLLGATE_SECTION__NAME` of every value."""
+    return {
+        f"TOLLGATE_{section}__{name}".upper(): str(value)
+        for section, fields in sections.items()
+        for name, value in fields.items()
+    }
 
-    def __init__(self, folder: Path, sections: dict[str, dict] | None = None) -> None:
+
+class Stack:
+    """A running Tollgate. `sections` are those of the configuration file; with a `layout`, the file
+    of an installation, they are set over that file by environment."""
+
+    def __init__(
+        self, folder: Path, sections: dict[str, dict] | None = None, layout: Path | None = None
+    ) -> None:
         self.data_dir = folder / "data"
         self.config_file = folder / "tollgate.toml"
         prices = folder / "prices.json"
@@ -165,7 +178,14 @@ class Stack:
         wanted = {"edge": {"port": self.port, "ping_s": 0.5, "workers": 2}}
         for name, fields in (sections or {}).items():
             wanted[name] = {**wanted.get(name, {}), **fields}
-        write_config(self.config_file, wanted, _channels(self.sim.base_url))
+        self.variables: dict[str, str] = {}
+        if layout is None:
+            write_config(self.config_file, wanted, _channels(self.sim.base_url))
+        else:
+            self.variables = _variables(wanted)
+            write_config(self.config_file, {}, _channels(self.sim.base_url))
+            text = self.config_file.read_text()
+            self.config_file.write_text(f"{layout.read_text()}\n{text}")
         self._keys: dict[str, str] = {}
         self._books: bootstrap.Books | None = None
         self.output = folder / "up.log"
@@ -190,7 +210,7 @@ class Stack:
 
     def _environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("TOLLGATE_")}
-        return {**kept, "SIM_KEY": UPSTREAM_SECRET}
+        return {**kept, "SIM_KEY": UPSTREAM_SECRET, **self.variables}
 
     def _status(self, path: str) -> int:
         try:
@@ -271,7 +291,7 @@ class Stack:
     @functools.cached_property
     def config(self) -> Config:
         """What its processes read."""
-        return settings.load(self.config_file, {}, data_dir=str(self.data_dir))
+        return settings.load(self.config_file, self.variables, data_dir=str(self.data_dir))
 
     def key(self, group: str = "default") -> str:
         """The one key that the tests share for a group."""
@@ -351,25 +371,23 @@ def started(stack: Stack):
     assert code == 0, stack.output.read_text()[-4000:]
 
 
-def _running(folder: Path, sections: dict[str, dict] | None = None):
-    """A started stack of its own."""
-    yield from started(Stack(folder, sections))
-
-
 @pytest.fixture(scope="package")
 def stack(tmp_path_factory):
     """The embedded default: local bus, SQLite, chDB. It ends with the folder of tests that takes it
     into its `conftest.py`: what stands idle still costs a tenth of a CPU."""
-    yield from _running(tmp_path_factory.mktemp("stack"))
+    yield from started(Stack(tmp_path_factory.mktemp("stack")))
 
 
 @pytest.fixture(scope="module")
 def cluster_stack(tmp_path_factory, kafka_broker):
-    """The same program on Kafka and PostgreSQL, for the few files that want both."""
-    url = postgres_url(migrated=False)
-    bus = {
-        "kind": "kafka",
-        "bootstrap": [kafka_broker.bootstrap],
-        "topic_prefix": f"stack{uuid.uuid4().hex[:6]}-",
+    """The same program on Kafka and PostgreSQL, for the few files that want both: the file of the
+    container layout, addresses by environment as its containers have them."""
+    addresses = {
+        "edge": {"host": "127.0.0.1"},
+        "bus": {
+            "bootstrap": kafka_broker.bootstrap,
+            "topic_prefix": f"stack{uuid.uuid4().hex[:6]}-",
+        },
+        "database": {"url": postgres_url(migrated=False)},
     }
-    yield from _running(tmp_path_factory.mktemp("cluster"), {"bus": bus, "database": {"url": url}})
+    yield from started(Stack(tmp_path_factory.mktemp("cluster"), addresses, LAYOUT))

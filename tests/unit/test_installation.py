@@ -77,15 +77,27 @@ def test_the_mark_follows_what_is_applied(tmp_path, monkeypatch):
 
 
 def test_applied_needs_the_same_mark_and_the_database(tmp_path):
-    config = config_of(tmp_path)
-    (tmp_path / "run").mkdir()
-    installation.set_applied(config, "m")
-    assert not installation.is_applied(config, "m")
+    config, other = config_of(tmp_path), config_of(tmp_path)
+    other.channels = [channel("http://h")]
+    installation.set_applied(config)
+    assert not installation.is_applied(config)
     (tmp_path / "tollgate.db").touch()
-    assert installation.is_applied(config, "m")
-    assert not installation.is_applied(config, "other")
-    config.database.url = "postgresql+psycopg://h/db"
-    assert not installation.is_applied(config, "m")
+    assert installation.is_applied(config)
+    assert not installation.is_applied(other)
+    installation.set_applied(other)  # whoever does it: the database holds these channels now
+    assert not installation.is_applied(config)
+    assert installation.is_applied(other)
+    other.database.url = "postgresql+psycopg://h/db"
+    assert not installation.is_applied(other)
+
+
+def test_commands_beside_up_know_where_the_simulated_provider_is(tmp_path):
+    config, beside = config_of(tmp_path, sim__port=9000), config_of(tmp_path)
+    (tmp_path / "run").mkdir()
+    assert installation.sim_url(beside) == "http://127.0.0.1:0"  # it never ran
+    installation.remember_sim_port(config, 9000)
+    assert installation.channels(beside) == installation.channels(config)
+    assert installation.mark_of(beside) == installation.mark_of(config)
 
 
 def test_the_printed_provider_file_is_a_valid_configuration(tmp_path):

@@ -18,6 +18,7 @@ from services.backends.sql.tables import account
 from services.core.catalog import Account
 from services.core.errors import InvalidRequest
 from services.core.ids import new_id
+from services.core.names import check_name
 
 STATUSES: Final = ("active", "paused", "disabled")
 _SETTINGS: Final = ("name", "status", "concurrency", "requests_per_min", "tokens_per_min")
@@ -38,7 +39,8 @@ class AccountCatalog:
         tokens_per_min: int = 0,
         actor: str = OPERATOR,
     ) -> Account:
-        """A new account with an empty wallet. Raises AlreadyInCatalog."""
+        """A new account with an empty wallet. Raises AlreadyInCatalog, InvalidRequest."""
+        check_name(name)
 
         def insert_it(connection: Connection) -> Account:
             made = Account(
@@ -66,6 +68,8 @@ class AccountCatalog:
         for name in fields:
             if name not in _SETTINGS:
                 raise InvalidRequest(f"{name}: an account has no such setting", param=name)
+        if "name" in fields:
+            check_name(fields["name"])
         if fields.get("status", "active") not in STATUSES:
             raise InvalidRequest(f"status: one of {', '.join(STATUSES)}", param="status")
 

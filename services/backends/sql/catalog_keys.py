@@ -32,6 +32,7 @@ from services.backends.sql.tables import api_key
 from services.core import keys
 from services.core.catalog import Key
 from services.core.errors import InvalidRequest
+from services.core.names import check_name
 from services.core.subkeys import narrowed
 
 STATUSES: Final = ("active", "disabled", "revoked")
@@ -72,6 +73,7 @@ class KeyCatalog:
 
         Raises NotInCatalog (account, group, parent, member), AlreadyInCatalog (secret),
         InvalidRequest (a sub-key that is wider than its parent, a wrong value)."""
+        check_name(name)
         if custom_secret is not None:
             keys.check_custom(custom_secret)
         clear = custom_secret or keys.generate()
@@ -109,6 +111,8 @@ class KeyCatalog:
         for name in fields:
             if name not in _SETTINGS:
                 raise InvalidRequest(f"{name}: a key has no such setting", param=name)
+        if "name" in fields:
+            check_name(fields["name"])
 
         def change(connection: Connection) -> Key:
             lock(connection)

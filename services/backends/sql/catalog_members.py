@@ -24,6 +24,7 @@ from services.backends.sql.tables import account, limit_row, member, member_mode
 from services.core.catalog import Member
 from services.core.errors import InvalidRequest
 from services.core.ids import new_id
+from services.core.names import check_name
 
 ROLES: Final = ("owner", "admin", "member")
 STATUSES: Final = ("active", "disabled")
@@ -50,7 +51,7 @@ class MemberCatalog:
     ) -> Member:
         """A new member of an org, without models unless some are granted (`["*"]`: every one).
         Raises NotInCatalog, AlreadyInCatalog (the name), InvalidRequest."""
-        _check({"role": role})
+        _check({"role": role, "name": name})
 
         def insert_it(connection: Connection) -> Member:
             kind = connection.execute(
@@ -223,6 +224,8 @@ def _check(fields: Mapping[str, Any]) -> None:
     for name in fields:
         if name not in known:
             raise InvalidRequest(f"{name}: a member has no such setting", param=name)
+    if "name" in fields:
+        check_name(fields["name"])
     for name, words in (("role", ROLES), ("status", STATUSES)):
         if name in fields and fields[name] not in words:
             raise InvalidRequest(f"{name}: one of {', '.join(words)}", param=name)

@@ -49,10 +49,10 @@ class CountTokensResource(Authenticated):
     def _upstream(self, x: Exchange, resp: falcon.Response) -> bool:
         upstreams = self._worker.upstreams
         try:
-            channels = [channel for channel in upstreams.serving(x) if channel.count_tokens]
+            channels = [channel for channel in upstreams.serving(x, PATH) if channel.count_tokens]
             if not channels:
                 return False
-            call = upstreams.call(x, channels[:1], path=PATH)
+            call = upstreams.call(x, channels[:1], PATH, ANSWER_S)
         except (Refusal, Failure) as ex:
             if isinstance(ex, Failure) and ex.native and ex.status == 400:
                 resp.status = ex.status

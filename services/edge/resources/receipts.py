@@ -11,6 +11,7 @@ from services.backends.query_client import QueryUnavailable
 from services.core.dialects import DIALECTS
 from services.core.errors import Refusal
 from services.core.ids import uuid7_text
+from services.edge.headers import accounting
 from services.edge.refuse import render
 from services.edge.worker import Worker
 
@@ -27,12 +28,14 @@ class ReceiptKeysResource:
         self._until_s = 0.0
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
+        request_id = uuid7_text()
         try:
             resp.data = self._keys()
             resp.content_type = "application/json"
             resp.set_header("cache-control", "public, max-age=60")
         except Refusal as ex:
-            render(resp, DIALECTS["chat"], ex, uuid7_text())
+            render(resp, DIALECTS["chat"], ex, request_id)
+        resp.set_headers(accounting(remaining_nano=0, estimate_credits=0, request_id=request_id))
         gevent.sleep(0)
 
     def _keys(self) -> bytes:
