@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadFileScheduling
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -41,7 +42,27 @@ def part_missing(name: str, reason: str) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: with several processes the short ones fill what is left at the end."""
     rank = {name: place for place, name in enumerate(("faults", "clients", "contract", "unit"))}
-    items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
+    places = {
+        item.path: [rank[part] for part in item.path.parts[-3:-1] if part in rank] for item in items
+    }
+    items.sort(key=lambda item: min(places[item.path], default=len(rank)))
+
+
+class _ByHouse(LoadFileScheduling):
+    """The files of one process at a time; those of a folder below `contract` share what its
+    conftest starts, so they are one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        folder = file.rpartition("/")[0]
+        return folder if folder.startswith("tests/contract/") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    if config.getvalue("dist") == "loadfile":
+        return _ByHouse(config, log)
+    return None
 
 
 @pytest.hookimpl(hookwrapper=True)

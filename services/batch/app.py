@@ -6,6 +6,7 @@ import falcon
 
 from schemas.errors import Code
 from services.backends.objects.port import StoreUnavailable
+from services.backends.pieces import STORED_PATH
 from services.backends.sql.deliveries import Deliveries
 from services.backends.sql.endpoints import Endpoints
 from services.backends.sql.engine import DatabaseUnavailable
@@ -98,6 +99,7 @@ def create_app(
     app.add_route("/v1/videos/tasks/{task_id}", videos.OldTaskResource(service))
     app.add_route("/hooks/{provider}", internal.HookResource(service))
     app.add_route("/internal/changes", internal.ChangesResource(service, feed))
+    app.add_route(STORED_PATH + "/{sha256}", internal.StoredResource(service))
     app.add_route("/internal/health", internal.HealthResource(service))
     app.add_error_handler(Exception, _crashed)
     app.add_error_handler(falcon.HTTPError, _http_error)

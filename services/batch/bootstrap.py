@@ -148,7 +148,7 @@ def object_store(config: Config) -> ObjectStore:
     from services.backends.objects.s3 import S3Store  # a large library, for those who use it
 
     folder.mkdir(parents=True, exist_ok=True)
-    tempfile.tempdir = str(folder)  # what arrives faster than its reader takes it is a large film
+    tempfile.tempdir = str(folder)  # pieces that arrive faster than their readers take them
     return S3Store(
         folder,
         bucket=artifacts.bucket,

@@ -9,7 +9,7 @@ from typing import Final
 
 from services.backends.lifecycle import crash_point
 from services.backends.objects.port import NotStored, StoreUnavailable
-from services.backends.sql.job_ends import Free
+from services.backends.sql.job_ends import CANCELLED, Free
 from services.backends.sql.job_records import Attempt, Job
 from services.batch.deliver import deliver_now
 from services.batch.inputs import InputAway, InputMissing, files_of
@@ -41,6 +41,9 @@ _PASSING: Final = (408, 425, 429, 503)  # refusals of the moment: the same chann
 
 def from_queue(parts: Parts, held: Job) -> None:
     """A job in the queue has its turn."""
+    if held.cancel_at is not None:  # asked for while an attempt was sent that made nothing
+        parts.ends.free(held, CANCELLED)
+        return
     view = parts.views.view()
     serving = [
         each

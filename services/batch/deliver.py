@@ -21,6 +21,7 @@ from services.batch.settle import bill, expected_cost_nano
 from services.core.artifacts import ArtifactInvalid, inspect, inspect_pcm
 from services.core.catalog import Channel
 from services.core.jobs import AttemptState, Fault, Phase
+from services.core.media import MADE
 
 _AGAIN_S: Final = 2.0
 _GIVE_UP_S: Final = 600.0
@@ -111,12 +112,19 @@ def _copy_all(
     pcm = held.kind == "speech" and held.parameters.get("format") == "pcm"
     kept: list[NewArtifact] = []
     why: Unusable | None = None
-    for output in done.outputs:
+    if done.outputs and not ordered(held, done):
+        why = Unusable(Fault.ARTIFACT_INVALID, f"the result is no {held.kind}")
+    for output in ordered(held, done):
         try:
             kept.append(copy(parts, channel, provider, output, pcm=pcm))
         except Unusable as ex:
             why = ex
     return kept, why
+
+
+def ordered(held: Job, done: Done) -> list[Output]:
+    """Those outputs that are what was asked for; a film's picture or sound beside it is not."""
+    return [each for each in done.outputs if each.kind in MADE[held.kind]]
 
 
 def copy(

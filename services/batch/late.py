@@ -2,7 +2,7 @@
 
 from services.backends.sql.housekeeping import Housekeeping, Watched
 from services.backends.sql.job_records import NewArtifact
-from services.batch.deliver import NotNow, Unusable, copy
+from services.batch.deliver import NotNow, Unusable, copy, ordered
 from services.batch.parts import Parts
 from services.batch.poll import task_of
 from services.batch.providers.port import Done, Failed, Gone
@@ -21,8 +21,8 @@ def look_again(parts: Parts, housekeeping: Housekeeping, seen: Watched) -> None:
         housekeeping.late(seen, AttemptState.FAILED, [])
     elif isinstance(answer, Done):
         attached: list[NewArtifact] = []
-        if seen.job.on_late == "attach":
-            for output in answer.outputs:
+        if seen.job.on_late == "attach" and not seen.job.is_erased:
+            for output in ordered(seen.job, answer):
                 try:
                     attached.append(copy(parts, channel, provider, output))
                 except Unusable:

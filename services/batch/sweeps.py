@@ -7,6 +7,7 @@ never scheduled here: what is due is a column of the database.
 
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC
 from typing import Final
 
@@ -14,8 +15,9 @@ from apscheduler.schedulers.background import BackgroundScheduler
 
 from services.backends.objects.port import StoreUnavailable
 from services.backends.sql.engine import DatabaseUnavailable
-from services.backends.sql.housekeeping import Housekeeping
+from services.backends.sql.housekeeping import Housekeeping, Watched
 from services.backends.telemetry import get_logger
+from services.batch.lanes import Lanes
 from services.batch.late import look_again
 from services.batch.parts import Parts
 from services.core.ids import uuid7_hex
@@ -28,6 +30,7 @@ _PURGE_S: Final = 600
 _ANNOUNCE_S: Final = 300
 _BATCH: Final = 500
 _IDLE_S: Final = 300.0
+_LOOKS: Final = 8  # for late results at once, of one upstream three quarters at most
 
 
 class Sweeps:
@@ -37,6 +40,10 @@ class Sweeps:
         self._parts = parts
         self._housekeeping = housekeeping
         self._holder = uuid7_hex()
+        self._looks = ThreadPoolExecutor(_LOOKS, thread_name_prefix="late")
+        self._lanes = Lanes(_LOOKS, parts.clock.monotonic_s)
+        self._lock = threading.Lock()
+        self._looked_at: set[str] = set()
         self._log = get_logger()
 
     def run(self, stop: threading.Event) -> None:
@@ -55,6 +62,7 @@ class Sweeps:
         scheduler.start()
         stop.wait()
         scheduler.shutdown(wait=True)
+        self._looks.shutdown(cancel_futures=True)
 
     def _led(self, step: Callable[[], None]) -> None:
         try:
@@ -66,14 +74,27 @@ class Sweeps:
             self._log.exception("sweep_failed", sweep=step.__name__)
 
     def _watch(self) -> None:
-        for seen in self._housekeeping.watched(_BATCH):
-            try:
-                look_again(self._parts, self._housekeeping, seen)
-            except (DatabaseUnavailable, StoreUnavailable):
-                raise
-            except Exception:  # the others have their turn all the same
-                self._log.exception("late_look_failed", job=seen.job.id)
-                self._housekeeping.looked(seen)
+        """Begins looks; those that an upstream keeps waiting go on beside the next ones."""
+        for seen in self._housekeeping.watched(_BATCH, self._lanes.full()):
+            with self._lock:
+                if seen.job.id in self._looked_at:
+                    continue
+                self._looked_at.add(seen.job.id)
+            self._looks.submit(self._look, seen)
+
+    def _look(self, seen: Watched) -> None:
+        try:
+            with self._lanes.step(seen.attempt.channel) as taken:
+                if taken:
+                    look_again(self._parts, self._housekeeping, seen)
+        except (DatabaseUnavailable, StoreUnavailable) as ex:
+            self._log.warning("late_look_postponed", job=seen.job.id, error=str(ex))
+        except Exception:
+            self._log.exception("late_look_failed", job=seen.job.id)
+            self._housekeeping.looked(seen)
+        finally:
+            with self._lock:
+                self._looked_at.discard(seen.job.id)
 
     def _retention(self) -> None:
         store, housekeeping = self._parts.store, self._housekeeping

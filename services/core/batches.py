@@ -10,6 +10,7 @@ import msgspec
 ENDPOINTS: Final = ("/v1/chat/completions", "/v1/responses", "/v1/embeddings")
 MESSAGES: Final = "/v1/messages"
 WINDOW_S: Final = 24 * 3600
+KEEP_S: Final = range(3600, 2_592_000 + 1)  # how long a client may want a file kept, seconds
 ERRORS_MAX: Final = 100  # of an input file are told
 _NAME_MAX: Final = 512
 _MESSAGE_NAME: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")

@@ -29,7 +29,7 @@ class _Params(msgspec.Struct, kw_only=True, forbid_unknown_fields=True, omit_def
 
 
 class ImageParams(_Params, kw_only=True):
-    """`image`, `mask`: inputs of an edit, each a URL, a data URL or `file_<id>`."""
+    """`image`, `mask`: inputs of an edit, each a URL, a data URL or `file_<id>`; a list has one."""
 
     prompt: _Text
     n: Annotated[int, msgspec.Meta(ge=1, le=10)] = 1
@@ -42,7 +42,7 @@ class ImageParams(_Params, kw_only=True):
     output_format: Literal["", "png", "jpeg", "webp"] = ""
     output_compression: Annotated[int, msgspec.Meta(ge=0, le=100)] | None = None
     seed: _Seed | None = None
-    image: _Url | list[_Url] = ""
+    image: _Url | Annotated[list[_Url], msgspec.Meta(max_length=1)] = ""
     mask: _Url | Literal[""] = ""
 
 
@@ -81,6 +81,7 @@ class TranscriptionParams(_Params, kw_only=True):
 class EmbeddingParams(_Params, kw_only=True):
     input: Annotated[list[_Text], msgspec.Meta(min_length=1, max_length=2_048)]
     dimensions: Annotated[int, msgspec.Meta(ge=1, le=65_536)] | None = None
+    encoding_format: Literal["float", "base64"] = "float"
 
 
 class RerankParams(_Params, kw_only=True):
@@ -100,6 +101,14 @@ _SHAPES: Final[dict[str, type[Params]]] = {
     "transcription": TranscriptionParams,
     "embedding": EmbeddingParams,
     "rerank": RerankParams,
+}
+MADE: Final = {  # of MEDIA, by kind: what is delivered, and due
+    "image": ("image",),
+    "video": ("video",),
+    "speech": ("audio",),
+    "transcription": ("text", "json"),
+    "embedding": ("json",),
+    "rerank": ("json",),
 }
 INPUTS: Final = ("image", "mask", "image_init", "file")  # params that name bytes
 BYTES_PER_SECOND: Final = 1_000  # of the thinnest audio: the bound of a transcription's seconds

@@ -1,9 +1,11 @@
 """Media through the public door of a whole installation: SDK, streams, waiting, the bill."""
 
+import base64
 import contextlib
 import json
 import re
 import socket
+import struct
 import time
 import urllib.error
 import urllib.request
@@ -87,6 +89,20 @@ def test_the_sdk_makes_images_and_speech_and_vectors(media, sdk):
     assert speech.content[:4] == b"RIFF"
     vectors = sdk.embeddings.create(model="sim-embed", input=["one", "two"])
     assert len(vectors.data) == 2
+    packed = sdk.embeddings.create(
+        model="sim-embed", input=["one", "two"], encoding_format="base64"
+    )
+    for plain, text in zip(vectors.data, packed.data, strict=True):
+        numbers = struct.unpack(f"<{len(plain.embedding)}f", base64.b64decode(text.embedding))
+        assert list(numbers) == pytest.approx(plain.embedding, rel=1e-6)
+    for wrong in (
+        lambda: sdk.images.generate(model="sim-image", prompt="a fox", stream=True),
+        lambda: sdk.audio.speech.create(
+            model="sim-speech", input="hello", voice="alloy", stream_format="sse"
+        ),
+    ):
+        with pytest.raises(openai.BadRequestError, match="at once"):
+            wrong()
     with pytest.raises(openai.APIStatusError) as caught:
         sdk.images.generate(model="sim-image", prompt="a fox sim:fault create-moderated")
     assert caught.value.status_code == 451
@@ -287,6 +303,37 @@ def test_a_path_that_no_request_line_can_carry_is_no_job(media):
         began_s = time.monotonic()
         assert send(media, "GET", path)[0] == 404
         assert time.monotonic() - began_s < 5
+
+
+def test_a_poll_waits_for_what_its_client_does_not_know(media):
+    """Long polls by tag: each is answered by a change, none is missed, none comes too early."""
+    asked = {"prompt": "a fox sim:run-ms 1500", "duration_seconds": 1}
+    made = send(media, "POST", "/v1/jobs", {"model": "sim-video", "input": asked})
+    path, tag = f"/v1/jobs/{json.loads(made[2])['id']}", made[1]["etag"]
+    versions = [json.loads(made[2])["version"]]
+    while True:
+        status, headers, told = send(media, "GET", path + "?wait=30", **{"if-none-match": tag})
+        assert status == 200
+        job, tag = json.loads(told), headers["etag"]
+        versions.append(job["version"])
+        assert tag == f'"{versions[-1]}"'
+        if job["completed_at"]:
+            break
+    assert versions == sorted(set(versions))
+    for query in ("?wait=30", ""):
+        status, headers, told = send(media, "GET", path + query, **{"if-none-match": tag})
+        assert (status, headers["etag"], told) == (304, tag, b"")
+    status, _, told = send(media, "GET", "/v1/jobs?limit=1", prefer="wait=5")
+    assert (status, len(json.loads(told)["data"])) == (200, 1)
+    slow = {"prompt": "a fox sim:run-ms 9000", "duration_seconds": 1}
+    job = json.loads(send(media, "POST", "/v1/jobs", {"model": "sim-video", "input": slow})[2])
+    path = f"/v1/jobs/{job['id']}"
+    job = wait_until(lambda: (now := media.get(path, media.key()))["state"] == "running" and now)
+    began_s = time.monotonic()
+    tag = f'"{job["version"]}"'
+    assert send(media, "GET", path + "?wait=1", **{"if-none-match": tag})[0] == 304
+    assert time.monotonic() - began_s > 0.9
+    assert send(media, "POST", path + "/cancel")[0] in (200, 202)
 
 
 def test_a_wait_ends_with_its_time(media):

@@ -89,6 +89,24 @@ def test_what_is_no_edit_is_refused_in_openais_shape(sdk, picture):
     assert missing.value.code == "model_not_found"
 
 
+def test_files_are_listed_in_pages_and_kept_as_long_as_asked(media, picture):
+    sdk = openai.OpenAI(base_url=media.base_url + "/v1", api_key=media.new_key(), max_retries=0)
+    hour = {"anchor": "created_at", "seconds": 3600}
+    made = [
+        sdk.files.create(file=(f"{i}.png", picture), purpose="vision", expires_after=hour)
+        for i in range(3)
+    ]
+    ids = [each.id for each in made]
+    assert {each.expires_at - each.created_at for each in made} == {3600}
+    assert [each.id for each in sdk.files.list(limit=2)] == ids[::-1]
+    assert [each.id for each in sdk.files.list(limit=1, order="asc")] == ids
+    assert [each.id for each in sdk.files.list(after=ids[1], order="asc").data] == ids[2:]
+    for wrong in ({"seconds": 60}, {"seconds": 10**9}, {"anchor": "now"}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            sdk.files.create(file=("a.png", picture), purpose="vision", expires_after=hour | wrong)
+        assert caught.value.param == "expires_after"
+
+
 @pytest.mark.parametrize(
     ("wanted", "mark"), [("text", ""), ("srt", "00:00:00,000 --> "), ("vtt", "WEBVTT")]
 )

@@ -90,19 +90,65 @@ def test_what_may_have_been_sent(client, raw):
         assert len(up.heads) == 1
 
 
-def test_silence_and_drips_end_in_time(client):
+@pytest.mark.parametrize("method", ["GET", "POST"])
+def test_silence_and_drips_end_in_time(client, method, monkeypatch):
+    monkeypatch.setattr("services.backends.http.client._WHOLE_S", 0.4)
+
     def drip(connection, _):
         connection.sendall(OK + b"content-length: 100000\r\n\r\n")
         while True:
             connection.sendall(b"x")
             time.sleep(0.05)
 
-    for answer in (lambda connection, _: connection.recv(1), drip):
+    def drip_head(connection, _):
+        connection.sendall(OK)
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.05)
+
+    def drip_without_length(connection, _):
+        connection.sendall(OK + b"\r\n")
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.05)
+
+    for answer in (lambda connection, _: connection.recv(1), drip, drip_head, drip_without_length):
         with server(answer) as up:
             began = time.monotonic()
             with pytest.raises(NoReply):
-                create(client, up.url, timeout_s=0.7)
+                client.call(method, up.url, timeout_s=0.4)
             assert time.monotonic() - began < 10
+
+
+def test_a_connection_that_is_kept_serves_again_and_ends_in_time(tmp_path, monkeypatch):
+    """In clear and over TLS: the third answer on it drips, the fourth question needs another."""
+    context, certificate = authority(tmp_path, "127.0.0.1")
+
+    def talk(connection, _):
+        for _ in range(2):
+            connection.sendall(OK + b"content-length: 2\r\n\r\nok")
+            if not connection.recv(65_536):
+                return
+        connection.sendall(OK + b"content-length: 100000\r\n\r\n")
+        while True:
+            connection.sendall(b"x")
+            time.sleep(0.05)
+
+    for scheme, tls in (("http", None), ("https", context)):
+        client = HttpClient(ca_file=certificate)
+        with server(talk, context=tls) as up:
+            url = f"{scheme}://127.0.0.1:{up.port}/"
+            for _ in range(2):
+                assert client.call("GET", url, timeout_s=5).body == b"ok"
+            with monkeypatch.context() as patch:
+                patch.setattr("services.backends.http.client._WHOLE_S", 0.4)
+                began = time.monotonic()
+                with pytest.raises(NoReply):
+                    client.call("GET", url, timeout_s=0.7)
+                assert time.monotonic() - began < 10
+            assert len(up.heads) == 1, "one connection so far"
+            assert client.call("GET", url, timeout_s=5).body == b"ok"
+            assert len(up.heads) == 2
 
 
 def test_tls_that_fails_before_the_request_was_not_sent(tmp_path, client):

@@ -247,9 +247,81 @@ def test_one_late_result_that_cannot_be_read_keeps_no_other_from_its_client(open
         assert house.until_ended(each.id).error_code == "deadline_exceeded"
     finished.set()
     Sweeps(house.parts, Housekeeping(house.engine))._watch()
+    house.until(lambda: house.parts.jobs.artifacts([well.id]))
     (late,) = house.parts.jobs.artifacts([well.id])
     assert late.late
     assert not house.parts.jobs.artifacts([broken.id])
+
+
+def test_late_results_of_others_come_while_an_upstream_hangs(opened):
+    """More of its films are waited for than there are threads, all of them before the other's. A
+    late result is a change that is seen, unless its job was erased."""
+    release, finished = threading.Event(), threading.Event()
+
+    def film(task):
+        return FILM if finished.is_set() else Running()
+
+    hung = Scripted("hung", model="veo-3.1", poll=[lambda task: release.wait(60) and Running()])
+    well = Scripted("well", poll=[film])
+    house = opened(hung, well, threads=40, deadline_s=1)
+    sweeps = Sweeps(house.parts, Housekeeping(house.engine))
+    try:
+        made = [house.submit("veo-3.1").id for _ in range(12)]
+        other, erased = house.submit().id, house.submit().id
+        for each in (other, erased):
+            assert house.until_ended(each).error_code == "deadline_exceeded"
+        release.set()
+        for each in made:
+            house.until_ended(each)
+        release.clear()
+        house.parts.jobs.erase(house.parts.jobs.get(erased))
+        before = house.parts.jobs.get(other).version
+        polls = len(hung.asked["poll"])
+        finished.set()
+
+        def came():
+            sweeps._watch()
+            return house.parts.jobs.artifacts([other])
+
+        house.until(came)
+        assert 1 <= len(hung.asked["poll"]) - polls <= 6
+        assert house.parts.jobs.get(other).version == before + 1
+        assert house.parts.jobs.events(other, before, 9)[0].type == "artifact"
+        house.until(lambda: house.parts.jobs.attempts(erased)[0].watch_until is None)
+        assert house.parts.jobs.artifacts([erased]) == []
+    finally:
+        release.set()
+
+
+def test_a_cancel_while_a_create_is_sent_that_makes_nothing_is_the_end(opened):
+    """It is not sent again, here or elsewhere, only to be stopped there."""
+    asked = threading.Event()
+
+    def create(order):
+        asked.set()
+        house.until(lambda: house.parts.jobs.get(made.id).cancel_at is not None)
+        return NotSent(message="connection refused")
+
+    one, other = Scripted("one", create=[create]), Scripted("other", poll=[FILM])
+    house = opened(one, other)
+    made = house.submit()
+    assert asked.wait(30)
+    house.parts.jobs.cancel(made.id)
+    ended = house.until_ended(made.id)
+    assert (ended.phase, ended.cancel_outcome, ended.charged_nano) == ("cancelled", "confirmed", 0)
+    assert [len(each.asked["create"]) for each in (one, other)] == [1, 0]
+
+
+def test_what_was_not_ordered_is_not_due(opened):
+    """A picture beside a film, or instead of it."""
+    picture = Output(kind="image", data=(GOLDEN / "picture.png").read_bytes())
+    house = opened(Scripted("one", poll=[Done(outputs=(picture, *FILM.outputs))]))
+    ended = house.until_ended(house.submit().id)
+    assert [each.kind for each in house.parts.jobs.artifacts([ended.id])] == ["video"]
+    house.parts.providers["one"] = Scripted("one", poll=[Done(outputs=(picture,))])
+    ended = house.until_ended(house.submit().id)
+    assert (ended.phase, ended.error_code) == ("failed", "artifact_invalid")
+    assert (ended.charged_nano, house.parts.jobs.artifacts([ended.id])) == (0, [])
 
 
 def test_the_time_of_a_job_ends_though_its_upstream_hangs(opened):

@@ -1,20 +1,29 @@
 """The object store's contract, on a folder and on a bucket."""
 
+import contextlib
 import hashlib
+import io
+import json
 import os
 import subprocess
 import sys
 import threading
+import time
+import wave
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from services.backends import settings
+from services.backends.clock import SystemClock
 from services.backends.objects.port import NotStored, StoreUnavailable, TooLarge, chunks_of
+from services.backends.pieces import PIECE
 from services.backends.settings import load
 from services.batch.bootstrap import object_store
+from services.edge.jobs.forward import Forwarder
 from tests.parts.batch_house import BatchHouse
 from tests.parts.s3 import BUCKET, KEYS, S3
 from tests.parts.sim import sim  # noqa: F401
@@ -219,6 +228,47 @@ def test_the_library_is_loaded_for_a_bucket_only(tmp_path):
     assert told.stdout == "False\n", told.stderr
 
 
+def slow_reader(house):
+    """A large sound, read through the edge's part: what its reader has not taken lies nowhere but
+    in the bucket."""
+    sound = io.BytesIO()
+    with wave.open(sound, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(24_000)
+        file.writeframes(os.urandom(6 * PIECE))
+    form = b"--x\r\ncontent-disposition: form-data; name=file; filename=a.wav\r\n\r\n"
+    form += sound.getvalue() + b"\r\n--x--\r\n"
+    headers = {"content-type": "multipart/form-data; boundary=x"}
+    who = {"account_id": house.account.id, "key_id": house.key.id}
+    made = house.client.call("POST", "/v1/files", **who, headers=headers, body=form).body()
+
+    def spooled():
+        """Bytes of the files without a name that the service has open."""
+        found = 0
+        for each in Path(f"/proc/{house.running().pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found += each.stat().st_size if "(deleted)" in str(each.readlink()) else 0
+        return found
+
+    forwarder = Forwarder(SimpleNamespace(batch=house.client, on_view=[], clock=SystemClock()))
+    req = SimpleNamespace(get_header=lambda name: None, scheme="http", netloc="gateway.test")
+    caller = SimpleNamespace(key=house.key)
+    path = f"/v1/files/{json.loads(made)['id']}/content"
+    found = forwarder.ask(req, "GET", path, caller, b"")
+    assert (found.status, found.headers["content-type"]) == (200, "audio/wav")
+    assert int(found.headers["content-length"]) == len(sound.getvalue())
+    pieces = found.pieces()
+    taken = next(pieces)
+    for _ in range(40):
+        assert spooled() <= PIECE
+        time.sleep(0.02)
+    assert taken + b"".join(pieces) == sound.getvalue()
+    assert forwarder.ask(req, "GET", path, caller, b"").body() == sound.getvalue()
+    stored = f"/internal/stored/{hashlib.sha256(sound.getvalue()).hexdigest()}?first=0&size=1"
+    assert house.call("GET", stored)[0] == 404, "but for the edge itself"
+
+
 def test_what_a_job_made_lies_in_the_bucket_and_comes_out_in_ranges(
     on_bucket,
     tmp_path,
@@ -243,5 +293,6 @@ def test_what_a_job_made_lies_in_the_bucket_and_comes_out_in_ranges(
         bucket.client.delete_object(Bucket=BUCKET, Key=f"media/{made['sha256']}")
         assert house.call("GET", path)[0] == 500
         house.check()
+        slow_reader(house)
     finally:
         house.close()

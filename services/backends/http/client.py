@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import msgspec
 import requests
-from requests.adapters import HTTPAdapter
 from requests.utils import DEFAULT_CA_BUNDLE_PATH
 from urllib3.exceptions import HTTPError
 
 from services.backends.http.judged import Adapter, Watch, Way, tls_context
 
 _CONNECT_S: Final = 5.0
+_WHOLE_S: Final = 300.0  # for a whole answer to what only asks; silence ends it sooner
 _REPLY_MAX: Final = 64 * 1024 * 1024
 _CHUNK: Final = 64 * 1024
 _HEADERS: Final = {"user-agent": "tollgate"}
@@ -62,7 +62,6 @@ class HttpClient:
     def __init__(self, *, ca_file: str = DEFAULT_CA_BUNDLE_PATH) -> None:
         self._own = threading.local()
         self._made_now: set[Watch] = set()
-        self._ca_file = ca_file
         self._context = tls_context(ca_file)
 
     def call(
@@ -77,7 +76,8 @@ class HttpClient:
         timeout_s: float = 30.0,
     ) -> Reply:
         """`files`: name -> (file name, bytes, media type), sent as multipart with `form`.
-        Raises NotConnected, NoReply."""
+        `timeout_s`: for the whole exchange; of what only asks, which may bring a film along, for
+        each silence in it. Raises NotConnected, NoReply."""
         sent = {**_HEADERS, **headers}
         body: bytes | dict[str, str] | None = dict(form) if form is not None else None
         if json is not None:
@@ -94,13 +94,18 @@ class HttpClient:
         return self._made(prepared, timeout_s)
 
     def _asked(self, prepared: requests.PreparedRequest, timeout_s: float) -> Reply:
-        kept: HTTPAdapter | None = getattr(self._own, "adapter", None)
+        watch = Watch(max(timeout_s, _WHOLE_S))
+        way = Way(None, None, watch, min(_CONNECT_S, timeout_s))
+        kept: Adapter | None = getattr(self._own, "adapter", None)
         if kept is None:
-            kept = self._own.adapter = HTTPAdapter()
+            kept = self._own.adapter = Adapter(way, self._context, keeps=True)
+        kept.way = way
         try:
-            return _sent(kept, prepared, timeout_s, self._ca_file)
+            return _sent(kept, prepared, timeout_s, watch)
         except _TROUBLE as ex:
             raise NoReply(f"{type(ex).__name__}: {ex}") from ex
+        finally:
+            watch.close()
 
     def _made(self, prepared: requests.PreparedRequest, timeout_s: float) -> Reply:
         watch = Watch(timeout_s)
@@ -108,7 +113,7 @@ class HttpClient:
         way = Way(None, None, watch, min(_CONNECT_S, timeout_s))
         try:
             with closing(Adapter(way, self._context)) as adapter:
-                return _sent(adapter, prepared, timeout_s, self._ca_file)
+                return _sent(adapter, prepared, timeout_s, watch)
         except _TROUBLE as ex:
             message = f"{type(ex).__name__}: {ex}"
             raise NoReply(message) if way.made else NotConnected(message) from ex
@@ -123,15 +128,18 @@ class HttpClient:
 
 
 def _sent(
-    adapter: HTTPAdapter, prepared: requests.PreparedRequest, timeout_s: float, ca_file: str
+    adapter: Adapter, prepared: requests.PreparedRequest, timeout_s: float, watch: Watch
 ) -> Reply:
     # Not through a session: that would read the body of a redirect, however long it is.
     limits = (min(_CONNECT_S, timeout_s), timeout_s)
-    with adapter.send(prepared, stream=True, timeout=limits, verify=ca_file) as reply:
+    with adapter.send(prepared, stream=True, timeout=limits) as reply:
+        body = _whole(reply)
+        if watch.over:  # what ended then may have ended early
+            raise NoReply("it took too long")
         return Reply(
             status=reply.status_code,
             headers={name.lower(): value for name, value in reply.headers.items()},
-            body=_whole(reply),
+            body=body,
         )
 
 

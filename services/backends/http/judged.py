@@ -6,12 +6,13 @@ server changes nothing.
 """
 
 import math
+import os
 import socket
 import threading
 import time
 from contextlib import suppress
 from ssl import SSLContext
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import requests
@@ -22,6 +23,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.util import create_urllib3_context
 
 from services.core.netguard import Guard, Target
+
+_POOLS_MAX: Final = 16  # origins of one adapter
 
 
 def tls_context(ca_file: str = DEFAULT_CA_BUNDLE_PATH) -> SSLContext:
@@ -49,7 +52,8 @@ class Watch:
 
     def add(self, connected: socket.socket) -> None:
         with self._lock:
-            self._sockets.append(connected.dup())  # TLS takes the original away
+            # A copy: TLS takes the original away, and has none of its own to give.
+            self._sockets.append(socket.socket(fileno=os.dup(connected.fileno())))
         if self.over:
             self.end()
 
@@ -121,7 +125,7 @@ class Way:
         self._guard = guard
         self._connect_timeout_s = connect_timeout_s
         self._trusted = trusted
-        self._watch = watch
+        self.watch = watch
 
     def open(self, connection: HTTPConnection) -> socket.socket:
         """A socket to one of the judged addresses. Raises UrlRefused, OSError."""
@@ -141,7 +145,7 @@ class Way:
                 made.close()
                 problem = error
                 continue
-            self._watch.add(made)
+            self.watch.add(made)
             return made
         raise problem or socket.gaierror(f"{host} has no address")
 
@@ -167,57 +171,74 @@ class _Secure(_Judged, HTTPSConnection):
     pass
 
 
-class _UsedOnce(HTTPConnectionPool):
-    """Keeps no connection, though the server may offer it."""
+class _Pool(HTTPConnectionPool):
+    """`keeps`: connections are used again; else none is, though the server may offer it."""
 
     way: Way
+    keeps = False
 
-    def _new_conn(self) -> Any:
-        made: Any = super()._new_conn()
-        made.way = self.way
-        return made
+    def _get_conn(self, timeout: float | None = None) -> Any:
+        found: Any = super()._get_conn(timeout)
+        found.way = self.way
+        if found.sock is not None:
+            self.way.watch.add(found.sock)
+        return found
 
     def _put_conn(self, conn: Any) -> None:
-        if conn is not None:
+        if self.keeps:
+            super()._put_conn(conn)
+        elif conn is not None:
             conn.close()
 
 
-class _PlainPool(_UsedOnce, HTTPConnectionPool):
+class _PlainPool(_Pool, HTTPConnectionPool):
     ConnectionCls = _Plain
 
 
-class _SecurePool(_UsedOnce, HTTPSConnectionPool):
+class _SecurePool(_Pool, HTTPSConnectionPool):
     ConnectionCls = _Secure
 
 
 class Adapter(HTTPAdapter):
-    """Connections that are made by a `Way`, with one shared TLS context."""
+    """Connections that are made by a `Way`, with one shared TLS context. `keeps`: they are used
+    again by later exchanges with the same origin, one at a time, each with a `way` of its own."""
 
-    def __init__(self, way: Way, context: SSLContext) -> None:
-        self._way = way
+    def __init__(self, way: Way, context: SSLContext, *, keeps: bool = False) -> None:
+        self.way = way
         self._context = context
-        self._pools: list[HTTPConnectionPool] = []
+        self._keeps = keeps
+        self._pools: dict[tuple[str, str, int | None], _Pool] = {}
         super().__init__(max_retries=0)
 
     def init_poolmanager(self, *arguments: Any, **named: Any) -> None:
-        """There is none: every exchange has a pool of its own."""
+        """There is none: every origin has a pool of its own."""
 
     def get_connection_with_tls_context(
         self, request: requests.PreparedRequest, verify: Any, proxies: Any = None, cert: Any = None
     ) -> HTTPConnectionPool:
         url = urlsplit(str(request.url))
-        pool: _UsedOnce
-        if url.scheme == "https":
-            pool = _SecurePool(str(url.hostname), url.port, ssl_context=self._context)
-        else:
-            pool = _PlainPool(str(url.hostname), url.port)
-        pool.way = self._way
-        self._pools.append(pool)
+        origin = (url.scheme, str(url.hostname), url.port)
+        pool = self._pools.get(origin)
+        if pool is None:
+            if len(self._pools) >= _POOLS_MAX:
+                self.close()
+            pool = self._pools[origin] = self._pool(*origin)
+        pool.way = self.way
         return pool
+
+    def _pool(self, scheme: str, host: str, port: int | None) -> _Pool:
+        made: _Pool
+        if scheme == "https":
+            made = _SecurePool(host, port, ssl_context=self._context)
+        else:
+            made = _PlainPool(host, port)
+        made.keeps = self._keeps
+        return made
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """The shared context verifies."""
 
     def close(self) -> None:
-        for pool in self._pools:
+        for pool in self._pools.values():
             pool.close()
+        self._pools.clear()

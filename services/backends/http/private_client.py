@@ -16,7 +16,7 @@ from services.backends.identity import HEADER, OPERATOR, identities, identity
 
 _HEALTH_TIMEOUT_S: Final = 1.0
 _CONNECT_TIMEOUT_S: Final = 2.0
-_ANSWER_MAX: Final = 64 * 1024 * 1024
+ANSWER_MAX: Final = 64 * 1024 * 1024
 _MAX_SOCKET_PATH: Final = 107
 _PIECE: Final = 64 * 1024
 
@@ -47,12 +47,12 @@ class Answer:
     def body(self) -> bytes:
         """All of it, at most 64 MB. Raises ApiUnavailable."""
         try:
-            found = self._reply.read(_ANSWER_MAX + 1)
+            found = self._reply.read(ANSWER_MAX + 1)
         except (OSError, http.client.HTTPException) as ex:
             raise ApiUnavailable(str(ex)) from ex
         finally:
             self.close()
-        if len(found) > _ANSWER_MAX:
+        if len(found) > ANSWER_MAX:
             raise ApiUnavailable("the answer is larger than 64 MB")
         if self._is_short(len(found)):
             raise ApiUnavailable("the answer ended early")

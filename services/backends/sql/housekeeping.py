@@ -1,5 +1,6 @@
 """What the batch service does now and then: who leads, what is over, what may be deleted."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -19,8 +20,8 @@ from services.backends.sql.deliveries import row_of
 from services.backends.sql.endpoints import Endpoint, wanting
 from services.backends.sql.engine import database_now_us, now_us, read, statement_us, write
 from services.backends.sql.job_ends import add_artifacts
-from services.backends.sql.job_records import Attempt, Job, NewArtifact
-from services.backends.sql.job_rows import as_job, write_attempt
+from services.backends.sql.job_records import ERASED, Attempt, Job, NewArtifact
+from services.backends.sql.job_rows import as_job, note, write_attempt
 from services.backends.sql.job_tables import (
     DELIVERIES,
     artifact,
@@ -80,12 +81,13 @@ class Housekeeping:
 
         return write(self._engine, fn)
 
-    def watched(self, limit: int) -> list[Watched]:
-        """Attempts whose upstream is asked for a late result, the longest unasked first."""
+    def watched(self, limit: int, full: Sequence[str] = ()) -> list[Watched]:
+        """Attempts whose upstream is asked for a late result, those least asked for first; none of
+        the channels `full`."""
         query = (
             select(job)
             .join(attempt, (attempt.c.job_id == job.c.id) & (attempt.c.no == job.c.attempt_no))
-            .where(attempt.c.watch_until.is_not(None))
+            .where(attempt.c.watch_until.is_not(None), attempt.c.channel.not_in(full))
             .order_by(attempt.c.polls, attempt.c.sent_at)
             .limit(limit)
         )
@@ -124,7 +126,8 @@ class Housekeeping:
         write(self._engine, fn)
 
     def late(self, seen: Watched, state: AttemptState, attached: list[NewArtifact]) -> None:
-        """The upstream ended after the job had; what it made is attached free of charge."""
+        """The upstream ended after the job had; what it made is attached free of charge, unless
+        the job was erased meanwhile."""
 
         def fn(connection: Connection) -> None:
             now = database_now_us(connection)
@@ -135,7 +138,8 @@ class Housekeeping:
                 return
             values = {"state": state.value, "watch_until": None, "ended_at": now}
             write_attempt(connection, seen.job.id, seen.attempt.no, values)
-            add_artifacts(connection, seen.job, attached, now, first=0, late=True)
+            if attached:
+                _attach(connection, seen.job, attached, now)
 
         write(self._engine, fn)
 
@@ -222,6 +226,20 @@ class Housekeeping:
         )
         chosen = job_event.c.id.in_(read(self._engine, lambda c: c.execute(seen).scalars().all()))
         return write(self._engine, fn)
+
+
+def _attach(connection: Connection, ended: Job, made: list[NewArtifact], now: int) -> None:
+    """Late artifacts are a visible change of their job; one that was erased has none."""
+    statement = (
+        update(job)
+        .where(job.c.id == ended.id, job.c.params != ERASED)
+        .values(version=job.c.version + 1)
+        .returning(job.c.version)
+    )
+    version = connection.execute(statement).scalar_one_or_none()
+    if version is not None:
+        add_artifacts(connection, ended, made, now, first=0, late=True)
+        note(connection, ended.id, version, "artifact", {"late": len(made)}, now)
 
 
 def _expiring(receiver: Endpoint, now: int, limit: int) -> Select[Any]:

@@ -55,6 +55,11 @@ class Free(NamedTuple):
     detail: str = ""
 
 
+CANCELLED: Final = Free(
+    Phase.CANCELLED, Fault.CANCELLED_BY_USER, "cancelled before work", cancel_outcome="confirmed"
+)
+
+
 class JobEnds:
     """Over the SQL database. Both raise ClaimLost and DatabaseUnavailable."""
 

@@ -1,7 +1,7 @@
 """Jobs as clients make and see them: submit, cancel, read, list. The engine's side is
 `job_claims` and `job_ends`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, TypeVar
 
 import msgspec
@@ -15,7 +15,7 @@ from services.backends.sql.bulk import insert_new
 from services.backends.sql.deliveries import plan
 from services.backends.sql.engine import database_now_us, now_us, read
 from services.backends.sql.grouped import GroupedWrites
-from services.backends.sql.job_ends import SOURCE, Free, end_free
+from services.backends.sql.job_ends import CANCELLED, SOURCE, end_free
 from services.backends.sql.job_records import (
     ERASED,
     Artifact,
@@ -38,7 +38,7 @@ from services.backends.sql.job_tables import (
 )
 from services.backends.sql.uploads import JOB_INPUT
 from services.core.ids import new_id, uuid7_text
-from services.core.jobs import TERMINAL, Fault, Phase
+from services.core.jobs import TERMINAL, Phase
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ class Jobs:
                     .values(cancel_at=now_us(), epoch=job.c.epoch + 1)
                 )
                 ours = msgspec.structs.replace(found, epoch=found.epoch + 1)
-                end_free(connection, ours, _CANCELLED)
+                end_free(connection, ours, CANCELLED)
             elif found.cancel_at is None:
                 # A step that runs goes on: it sees the wish when it ends.
                 connection.execute(
@@ -209,11 +209,12 @@ class Jobs:
         model: str = "",
         kind: str = "",
         created_after: int | None = None,
+        labels: Mapping[str, str] = {},
         erased: bool = True,
         oldest_first: bool = False,
     ) -> Page:
-        """Newest first unless told, from behind `after` (created_at, id) on; `erased`: those whose
-        inputs were erased too."""
+        """Newest first unless told, from behind `after` (created_at, id) on; `labels`: entries that
+        its metadata has; `erased`: those whose inputs were erased too."""
         query = select(job).where(job.c.account_id == account_id)
         if phases:
             query = query.where(job.c.phase.in_([phase.value for phase in phases]))
@@ -223,6 +224,9 @@ class Jobs:
             query = query.where(job.c.kind == kind)
         if created_after is not None:
             query = query.where(job.c.created_at > created_after)
+        for name, value in labels.items():  # quotes inside texts are escaped, so this is exact
+            entry = msgspec.json.encode({name: value}).decode()[1:-1]
+            query = query.where(func.replace(job.c.extra, entry, "") != job.c.extra)
         if not erased:
             query = query.where(job.c.params != ERASED)
         place = tuple_(job.c.created_at, job.c.id)
@@ -283,11 +287,6 @@ class Jobs:
 
     def _read(self, fn: Callable[[Connection], T]) -> T:
         return read(self._writes.engine, fn)
-
-
-_CANCELLED: Final = Free(
-    Phase.CANCELLED, Fault.CANCELLED_BY_USER, "cancelled before work", cancel_outcome="confirmed"
-)
 
 
 _OPEN: Final = select(func.count()).where(

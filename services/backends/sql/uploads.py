@@ -3,7 +3,7 @@
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, Engine, insert, select, update
+from sqlalchemy import Connection, Engine, insert, select, tuple_, update
 
 from services.backends.sql.engine import database_now_us, now_us, read, write
 from services.backends.sql.job_tables import upload
@@ -99,9 +99,19 @@ class Uploads:
         row = read(self._engine, lambda connection: connection.execute(query).one_or_none())
         return None if row is None else Upload(**row._mapping)
 
-    def listed(self, account_id: str, limit: int, purpose: str = "") -> list[Upload]:
-        """Newest first, of one purpose or of all; those that came with a submission and those that
-        no route for files shows are not among them."""
+    def listed(
+        self,
+        account_id: str,
+        limit: int,
+        purpose: str = "",
+        *,
+        after: Upload | None = None,
+        oldest_first: bool = False,
+    ) -> list[Upload]:
+        """Newest first unless told, of one purpose or of all, from behind `after` on; those that
+        came with a submission and those that no route for files shows are not among them."""
+        place = tuple_(upload.c.created_at, upload.c.id)
+        columns = (upload.c.created_at, upload.c.id)
         query = select(upload).where(
             upload.c.account_id == account_id,
             upload.c.purpose.not_in(_HIDDEN),
@@ -110,7 +120,11 @@ class Uploads:
         )
         if purpose:
             query = query.where(upload.c.purpose == purpose)
-        query = query.order_by(upload.c.created_at.desc(), upload.c.id.desc()).limit(limit)
+        if after is not None:
+            last = tuple_(after.created_at, after.id)
+            query = query.where(place > last if oldest_first else place < last)
+        order = columns if oldest_first else [each.desc() for each in columns]
+        query = query.order_by(*order).limit(limit)
         return read(
             self._engine,
             lambda connection: [Upload(**row._mapping) for row in connection.execute(query)],

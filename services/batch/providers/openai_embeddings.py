@@ -1,4 +1,12 @@
-"""Embeddings in OpenAI's shape: answered at once."""
+"""Embeddings in OpenAI's shape: answered at once. Vectors come as numbers, from whatever speaks
+that shape, and leave as the client asked for them."""
+
+import base64
+import sys
+from array import array
+from typing import Any
+
+import msgspec
 
 from services.batch.providers.at_once import AtOnce
 from services.batch.providers.calls import ask, at, bearer, unreadable, url_of
@@ -32,10 +40,25 @@ class OpenAIEmbeddings(AtOnce):
         reply = ask(http, "POST", url, headers=bearer(channel), json=asked, timeout_s=timeout_s)
         if not isinstance(reply, Reply):
             return refused(reply)
-        told = reply.json()
+        told: Any = reply.json()
         data, spent = at(told, "data"), at(told, "usage", "prompt_tokens")
         if not isinstance(data, list) or not isinstance(spent, int):
             return Unclear(message=unreadable(reply))
         if len(data) < len(order.params["input"]):
             return Done(outputs=())
-        return Done(outputs=(Output(kind="json", data=reply.body),), told={"input": spent})
+        body = reply.body
+        if order.params.get("encoding_format") == "base64":
+            try:
+                entries = [each | {"embedding": _packed(each["embedding"])} for each in data]
+            except (KeyError, TypeError, OverflowError):
+                return Unclear(message=unreadable(reply))
+            body = msgspec.json.encode(told | {"data": entries})
+        return Done(outputs=(Output(kind="json", data=body),), told={"input": spent})
+
+
+def _packed(vector: list[float]) -> str:
+    """Base64 of its numbers as 32-bit floats, the lowest byte first."""
+    numbers = array("f", vector)
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return base64.b64encode(numbers.tobytes()).decode()

@@ -8,11 +8,12 @@ import falcon
 from schemas.errors import Code
 from services.backends.objects.port import NotStored
 from services.backends.sql.job_records import Artifact
-from services.batch.resources.base import Service, answer, refuse, sent
+from services.batch.resources.base import Service, answer, refuse, send_stored
 from services.batch.wire import moment, output_view
+from services.core import etags
 from services.core.errors import Refusal
 
-_RANGE: Final = re.compile(r"^bytes=(\d*)-(\d*)$")
+_RANGE: Final = re.compile(r"bytes=(?=[0-9-]*[0-9])([0-9]{0,18})-([0-9]{0,18})", re.IGNORECASE)
 _SUFFIX: Final = {
     "image/png": "png",
     "image/jpeg": "jpg",
@@ -90,13 +91,11 @@ def send(service: Service, req: falcon.Request, resp: falcon.Response, artifact:
         }
     )
     resp.content_type = artifact.mime
-    if etag in (req.get_header("if-none-match") or ""):
+    if etags.names(req.get_header("if-none-match"), etag):
         resp.status = 304
         return
     first, last = 0, artifact.bytes - 1
-    match = _RANGE.match(req.get_header("range") or "")
-    current = req.get_header("if-range")
-    if match is not None and (current is None or current == etag):
+    if match := _range(req, etag):
         bounds = _bounds(match, artifact.bytes)
         if bounds is None:
             resp.set_header("content-range", f"bytes */{artifact.bytes}")
@@ -106,21 +105,28 @@ def send(service: Service, req: falcon.Request, resp: falcon.Response, artifact:
         first, last = bounds
         resp.status = 206
         resp.set_header("content-range", f"bytes {first}-{last}/{artifact.bytes}")
-    resp.content_length = last - first + 1
+    size = last - first + 1
     if req.method == "HEAD":
+        resp.content_length = size
         return
     try:
-        file = service.parts.store.open(artifact.sha256, first, last)
+        send_stored(service, req, resp, artifact.sha256, first, size)
     except NotStored as ex:
         raise Refusal(Code.INTERNAL_ERROR, "the artifact's bytes are not there") from ex
-    resp.stream = sent(req, file)
+
+
+def _range(req: falcon.Request, etag: str) -> re.Match[str] | None:
+    """The one range that was asked for; None: the whole, also for what is no such range."""
+    match = _RANGE.fullmatch(req.get_header("range") or "")
+    if match is None or (req.get_header("if-range") or etag) != etag:
+        return None
+    start, end = match.groups()
+    return None if start and end and int(end) < int(start) else match
 
 
 def _bounds(match: re.Match[str], size: int) -> tuple[int, int] | None:
     """First and last byte; None when the range cannot be satisfied."""
     start, end = match.groups()
-    if not start and not end:
-        return 0, size - 1
     if not start:
         return (max(0, size - int(end)), size - 1) if int(end) else None
     first = int(start)

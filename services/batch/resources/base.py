@@ -10,6 +10,7 @@ import msgspec
 from schemas.errors import SHAPES, Code
 from services.backends.identity import HEADER, Identity, identities
 from services.backends.objects.port import CHUNK
+from services.backends.pieces import PIECE, STORED_HEADER
 from services.backends.signed import NotAuthentic
 from services.backends.sql.job_records import Artifact, Job, Submitted
 from services.batch.admit import Admission
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 BODY_MAX: Final = 1024 * 1024
 _PIECE: Final = 64 * 1024
+_NAME_MAX: Final = 256
 ORIGIN_HEADER: Final = "x-tollgate-origin"
 HOLD_HEADER: Final = "x-tollgate-hold-nano"
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
@@ -72,6 +74,15 @@ def read_body(req: falcon.Request, limit: int = BODY_MAX) -> bytes:
     return body
 
 
+def idempotency_key(req: falcon.Request) -> str:
+    """The client's name for its submission; empty without one. Raises InvalidRequest."""
+    found = req.get_header("idempotency-key") or ""
+    if len(found) > _NAME_MAX:
+        message = f"idempotency-key: at most {_NAME_MAX} characters"
+        raise InvalidRequest(message, param="idempotency-key")
+    return found
+
+
 def decode(body: bytes, shape: type[T]) -> T:
     """The body as `shape`. Raises InvalidRequest with the path of the wrong field."""
     try:
@@ -88,12 +99,29 @@ def decode(body: bytes, shape: type[T]) -> T:
         raise InvalidRequest(f"the body is not JSON: {ex}") from ex
 
 
-def sent(req: falcon.Request, file: BinaryIO) -> Any:
-    """A body from the store. The server sends a file from its loop, without keeping a thread for
-    it; what arrives from elsewhere is passed on as it comes."""
+def send_stored(
+    service: Service,
+    req: falcon.Request,
+    resp: falcon.Response,
+    sha256: str,
+    first: int,
+    size: int,
+) -> None:
+    """`size` bytes of the store from `first` on. The server sends a local file from its loop,
+    without keeping a thread for it. What lies elsewhere the edge is told to ask for piece by piece,
+    as its client takes it: else it would all be waiting here for a slow one. Raises NotStored,
+    StoreUnavailable."""
+    opened = size if size <= PIECE else 1
+    file = service.parts.store.open(sha256, first, first + opened - 1 if size else None)
     if file.seekable():
-        return req.env["wsgi.file_wrapper"](file, CHUNK)
-    return _pieces(file)
+        resp.content_length = size
+        resp.stream = req.env["wsgi.file_wrapper"](file, CHUNK)
+    elif size <= PIECE:
+        resp.content_length = size
+        resp.stream = _pieces(file)
+    else:
+        file.close()
+        resp.set_header(STORED_HEADER, f"{sha256}:{first}:{size}")
 
 
 def _pieces(file: BinaryIO) -> Iterator[bytes]:

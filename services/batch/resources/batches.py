@@ -13,13 +13,12 @@ from services.batch.batch_engine import BatchEngine
 from services.batch.batch_input import keep_lines
 from services.batch.batch_wire import PREFIX, batch_view
 from services.batch.resources.base import Service, answer, decode, read_body
-from services.core.batches import ENDPOINTS
+from services.core.batches import ENDPOINTS, KEEP_S
 from services.core.errors import InvalidRequest, Refusal
 
 _LIST: Final = 20
 _LIST_MAX: Final = 100
 _METADATA_MAX: Final = 16
-_KEEP_S: Final = range(3600, 2_592_000 + 1)
 
 
 class _Expires(msgspec.Struct):
@@ -142,6 +141,6 @@ def _check(asked: _Create) -> None:
     if len(asked.metadata or {}) > _METADATA_MAX:
         raise InvalidRequest(f"metadata: at most {_METADATA_MAX} pairs", param="metadata")
     expires = asked.output_expires_after
-    if expires is not None and (expires.anchor != "created_at" or expires.seconds not in _KEEP_S):
+    if expires is not None and (expires.anchor != "created_at" or expires.seconds not in KEEP_S):
         message = "output_expires_after: 3600 to 2592000 seconds after created_at"
         raise InvalidRequest(message, param="output_expires_after")

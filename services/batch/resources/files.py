@@ -1,5 +1,6 @@
 """`/v1/files`: inputs that clients upload; what they are is found from their bytes."""
 
+import re
 from collections.abc import Iterator
 from typing import Any, BinaryIO, Final
 
@@ -9,12 +10,15 @@ from schemas.errors import Code
 from services.backends.objects.port import CHUNK, Draft, NotStored, TooLarge
 from services.backends.sql.job_rows import storable
 from services.backends.sql.uploads import BATCH, JSONL, Upload
-from services.batch.resources.base import Service, answer, sent
+from services.batch.resources.base import Service, answer, send_stored
 from services.core.artifacts import ArtifactFacts, ArtifactInvalid, inspect
+from services.core.batches import KEEP_S
 from services.core.errors import InvalidRequest, Refusal
 
 _NAME_MAX: Final = 256
 _LIST_MAX: Final = 200
+_ANCHOR, _SECONDS = "expires_after[anchor]", "expires_after[seconds]"
+_FIELDS: Final = ("purpose", _ANCHOR, _SECONDS)
 
 
 class FilesResource:
@@ -25,29 +29,51 @@ class FilesResource:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         account_id = self._service.caller(req).account_id
-        name, purpose, draft = self._received(req)
-        answer(resp, _view(keep(self._service, account_id, name, purpose, draft)))
+        name, draft, fields = self._received(req)
+        try:
+            keep_s = _keep_s(fields)
+        except InvalidRequest:
+            self._service.parts.store.drop(draft)
+            raise
+        purpose = fields.get("purpose", "")
+        answer(resp, _view(keep(self._service, account_id, name, purpose, draft, keep_s)))
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         account_id = self._service.caller(req).account_id
-        purpose = req.get_param("purpose") or ""
-        found = self._service.parts.uploads.listed(account_id, _LIST_MAX, purpose)
-        answer(resp, {"object": "list", "data": [_view(each) for each in found], "has_more": False})
+        limit = min(req.get_param_as_int("limit", min_value=1) or _LIST_MAX, _LIST_MAX)
+        order = req.get_param("order") or "desc"
+        if order not in ("asc", "desc"):
+            raise InvalidRequest("order: write asc or desc", param="order")
+        uploads, after = self._service.parts.uploads, req.get_param("after")
+        last = uploads.get(account_id, after) if after else None
+        if after and last is None:
+            raise _unknown()
+        found = uploads.listed(
+            account_id,
+            limit + 1,
+            req.get_param("purpose") or "",
+            after=last,
+            oldest_first=order == "asc",
+        )
+        data = [_view(each) for each in found[:limit]]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {}
+        answer(resp, {"object": "list", "data": data, "has_more": len(found) > limit} | ends)
 
-    def _received(self, req: falcon.Request) -> tuple[str, str, Draft]:
-        """Name, purpose and the bytes of the part `file`. Raises Refusal."""
+    def _received(self, req: falcon.Request) -> tuple[str, Draft, dict[str, str]]:
+        """Name and bytes of the part `file`, and the other fields. Raises Refusal."""
         if not (req.content_type or "").startswith("multipart/form-data"):
             raise InvalidRequest("send multipart/form-data with a part `file`", param="file")
-        purpose, name = "", ""
+        fields: dict[str, str] = {}
+        name = ""
         draft: Draft | None = None
         for part in req.get_media():
-            if part.name == "purpose":
-                purpose = part.stream.read(_NAME_MAX).decode("utf-8", "replace")
+            if part.name in _FIELDS:
+                fields[part.name] = part.stream.read(_NAME_MAX).decode("utf-8", "replace")
             elif part.name == "file" and draft is None:
                 name, draft = str(part.filename or "file"), receive(self._service, part)
         if draft is None:
             raise InvalidRequest("the part `file` is missing", param="file")
-        return name, purpose, draft
+        return name, draft, fields
 
 
 class FileResource:
@@ -80,14 +106,12 @@ class FileResource:
 def send_file(service: Service, req: falcon.Request, resp: falcon.Response, upload: Upload) -> None:
     """The bytes of an upload. Raises Refusal."""
     try:
-        file = service.parts.store.open(upload.sha256)
+        send_stored(service, req, resp, upload.sha256, 0, upload.bytes)
     except NotStored as ex:
         raise Refusal(Code.INTERNAL_ERROR, "the file's bytes are not there") from ex
     resp.content_type = upload.mime
-    resp.content_length = upload.bytes
     resp.set_header("x-content-type-options", "nosniff")
     resp.set_header("content-security-policy", "sandbox; default-src 'none'")
-    resp.stream = sent(req, file)
 
 
 def receive(service: Service, part: Any) -> Draft:
@@ -99,9 +123,17 @@ def receive(service: Service, part: Any) -> Draft:
         raise Refusal(Code.REQUEST_TOO_LARGE, f"the file has {ex}") from ex
 
 
-def keep(service: Service, account_id: str, name: str, purpose: str, draft: Draft) -> Upload:
+def keep(
+    service: Service,
+    account_id: str,
+    name: str,
+    purpose: str,
+    draft: Draft,
+    keep_s: int | None = None,
+) -> Upload:
     """A file of the account, once its bytes are something usable; lines of a batch are looked at
-    when it begins. Raises InvalidRequest, StoreUnavailable."""
+    when it begins. `keep_s` seconds; None: as long as artifacts. Raises InvalidRequest,
+    StoreUnavailable."""
     store = service.parts.store
     try:
         facts = _facts(draft, purpose)
@@ -116,7 +148,7 @@ def keep(service: Service, account_id: str, name: str, purpose: str, draft: Draf
         draft.size,
         draft.sha256,
         facts.duration_ms,
-        service.parts.config.artifacts.retention_s,
+        keep_s or service.parts.config.artifacts.retention_s,
     )
 
 
@@ -129,6 +161,17 @@ def _facts(draft: Draft, purpose: str) -> ArtifactFacts:
         except ArtifactInvalid as ex:
             message = f"file: it is no image, film or sound that can be used: {ex}"
             raise InvalidRequest(message, param="file") from ex
+
+
+def _keep_s(fields: dict[str, str]) -> int | None:
+    """How long the client wants it kept. Raises InvalidRequest."""
+    if _ANCHOR not in fields and _SECONDS not in fields:
+        return None
+    anchor, seconds = fields.get(_ANCHOR, ""), fields.get(_SECONDS, "")
+    if anchor == "created_at" and re.fullmatch("[0-9]{4,7}", seconds) and int(seconds) in KEEP_S:
+        return int(seconds)
+    message = f"expires_after: {KEEP_S[0]} to {KEEP_S[-1]} seconds after created_at"
+    raise InvalidRequest(message, param="expires_after")
 
 
 def _pieces(stream: BinaryIO) -> Iterator[bytes]:

@@ -1,11 +1,20 @@
-"""What the edge asks for itself: what changed, whether the service is there; what providers say."""
+"""What the edge asks for itself: what changed, whether the service is there, stored bytes; what
+providers say."""
+
+import re
+from typing import Final
 
 import falcon
 
+from schemas.errors import Code
+from services.backends.objects.port import NotStored
+from services.backends.pieces import PIECE
 from services.batch.changes import ChangeFeed
-from services.batch.resources.base import Service, answer
+from services.batch.resources.base import Service, answer, send_stored
+from services.core.errors import Refusal
 
-_WAIT_MAX_S = 15.0
+_WAIT_MAX_S: Final = 15.0
+_HASH: Final = re.compile("[0-9a-f]{64}")
 
 
 class ChangesResource:
@@ -31,6 +40,25 @@ class HealthResource:
         self._service.caller(req)
         self._service.parts.jobs.last_change()
         answer(resp, {"status": "ok"})
+
+
+class StoredResource:
+    """GET /internal/stored/{sha256}?first=&size=: a piece of what lies in the store. The edge has
+    been told of it in an answer to who may have it."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    def on_get(self, req: falcon.Request, resp: falcon.Response, sha256: str) -> None:
+        if not self._service.caller(req).is_operator or not _HASH.fullmatch(sha256):
+            raise Refusal(Code.NOT_FOUND, "not_found: nothing of that name is stored")
+        first = req.get_param_as_int("first", required=True, min_value=0)
+        size = req.get_param_as_int("size", required=True, min_value=1, max_value=PIECE)
+        try:
+            send_stored(self._service, req, resp, sha256, first, size)
+        except NotStored as ex:
+            raise Refusal(Code.NOT_FOUND, "not_found: its bytes are not there") from ex
+        resp.content_type = "application/octet-stream"
 
 
 class HookResource:

@@ -1,5 +1,6 @@
 """`/v1/jobs`: the full view. Jobs and their names belong to the account."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
 import falcon
@@ -9,8 +10,16 @@ from schemas.errors import Code
 from services.backends.sql.job_records import Job
 from services.batch.admit import Ask
 from services.batch.cursors import decode_cursor, encode_cursor
-from services.batch.resources.base import Service, answer, decode, read_body, taken
+from services.batch.resources.base import (
+    Service,
+    answer,
+    decode,
+    idempotency_key,
+    read_body,
+    taken,
+)
 from services.batch.wire import attempt_view, job_view, moment, usd
+from services.core import etags
 from services.core.errors import InvalidRequest, Refusal
 from services.core.jobs import TERMINAL, Phase, State, state_of
 
@@ -18,6 +27,8 @@ _IDS_MAX: Final = 200
 _PAGE_MAX: Final = 200
 _EVENTS_MAX: Final = 500
 _RETENTION_MAX_S: Final = 366 * 86_400
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_METADATA: Final = "metadata."  # before the name of an entry, in the query of a list
 _Label = Annotated[str, msgspec.Meta(max_length=256)]
 
 
@@ -59,7 +70,7 @@ class JobsResource:
         ask = _ask(decode(raw, _Submit), f"account:{key.account_id}", "/v1/jobs")
         ask = msgspec.structs.replace(
             ask,
-            idempotency_key=(req.get_header("idempotency-key") or "")[:256],
+            idempotency_key=idempotency_key(req),
             body_bytes=len(raw),
         )
         made = self._service.admission.submit(key, ask)
@@ -83,6 +94,11 @@ class JobsResource:
             model=req.get_param("model") or "",
             kind=req.get_param("kind") or "",
             created_after=_created_after(req),
+            labels={
+                name.removeprefix(_METADATA): req.get_param(name) or ""
+                for name in req.params
+                if name.startswith(_METADATA)
+            },
         )
         found = _views(service, req, page.jobs)
         last = page.jobs[-1] if page.more else None
@@ -109,7 +125,7 @@ class JobResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response, job_id: str) -> None:
         job = own(self._service, req, job_id)
         show(self._service, req, resp, job)
-        if req.get_header("if-none-match") == f'"{job.version}"':
+        if etags.names(req.get_header("if-none-match"), f'"{job.version}"'):
             resp.status, resp.data = 304, b""
 
     def on_delete(self, req: falcon.Request, resp: falcon.Response, job_id: str) -> None:
@@ -210,7 +226,7 @@ class JobRedriveResource:
             where="input",
             source="/v1/jobs/redrive",
             scope=f"job:{job.id}",
-            idempotency_key=(req.get_header("idempotency-key") or "")[:256],
+            idempotency_key=idempotency_key(req),
             callback_url=job.callback_url,
             extra=msgspec.json.decode(job.extra, type=dict[str, str]),
             retention_s=job.retention_s,
@@ -313,8 +329,14 @@ def _phases(state: str) -> list[Phase]:
 
 
 def _created_after(req: falcon.Request) -> int | None:
-    value = req.get_param_as_datetime("created_after", "%Y-%m-%dT%H:%M:%S%z")
-    return None if value is None else int(value.timestamp() * 1_000_000)
+    text = req.get_param("created_after")
+    if text is None:
+        return None
+    try:
+        return (datetime.fromisoformat(text) - _EPOCH) // timedelta(microseconds=1)
+    except (ValueError, TypeError) as ex:  # nonsense; a time without its offset
+        message = "created_after: write a time of RFC 3339, as created_at is"
+        raise InvalidRequest(message, param="created_after") from ex
 
 
 def _bare(job_id: str) -> str:

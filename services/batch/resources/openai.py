@@ -10,7 +10,7 @@ from typing import Any, Final
 import falcon
 
 from services.batch.admit import Ask
-from services.batch.resources.base import Service, taken
+from services.batch.resources.base import Service, idempotency_key, taken
 from services.batch.resources.forms import Form, drop, received
 from services.batch.resources.jobs import show
 from services.core.errors import InvalidRequest
@@ -44,7 +44,7 @@ class FormResource:
         with received(self._service, req, *self._files) as form:
             if str(form.fields.get("stream", "")).lower() == "true":
                 raise InvalidRequest("stream: this route answers at once", param="stream")
-            ask = ask_of(req, form, self._kind, self._to_params(form.fields))
+            ask = ask_of(self._service, req, form, self._kind, self._to_params(form.fields))
             made = self._service.admission.submit(self._service.key(req), ask)
         if made.replayed:
             drop(self._service, made.job.account_id, form)
@@ -53,7 +53,7 @@ class FormResource:
         taken(self._service, resp, made)
 
 
-def ask_of(req: falcon.Request, form: Form, kind: str, params: Fields) -> Ask:
+def ask_of(service: Service, req: falcon.Request, form: Form, kind: str, params: Fields) -> Ask:
     """The submission that a form is. Raises InvalidRequest."""
     model = form.fields.get("model")
     if not isinstance(model, str) or not model:
@@ -64,8 +64,8 @@ def ask_of(req: falcon.Request, form: Form, kind: str, params: Fields) -> Ask:
         source=req.path,
         where="",
         kind=kind,
-        scope=f"path:{req.path}",
-        idempotency_key=(req.get_header("idempotency-key") or "")[:256],
+        scope=f"account:{service.caller(req).account_id} {req.path}",
+        idempotency_key=idempotency_key(req),
         body_bytes=req.content_length or 0,
         digests=form.digests,
     )

@@ -8,7 +8,14 @@ import msgspec
 from schemas.errors import Code
 from services.backends.sql.job_records import Job
 from services.batch.admit import Ask
-from services.batch.resources.base import Service, answer, decode, read_body, taken
+from services.batch.resources.base import (
+    Service,
+    answer,
+    decode,
+    idempotency_key,
+    read_body,
+    taken,
+)
 from services.batch.wire import submitted_view, task_view
 from services.core.errors import InvalidRequest, Refusal
 
@@ -44,6 +51,7 @@ class SubmitResource:
             clash=Code.DUPLICATE_OUT_TASK_ID,
             scope=f"key:{key.id}",
             external_id=_text(body, "out_task_id"),
+            idempotency_key=idempotency_key(req),
             callback_url=_text(body, "callback_url", most=2048),
             body_bytes=len(raw),
         )

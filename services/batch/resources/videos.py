@@ -43,7 +43,7 @@ class VideosResource:
         service = self._service
         with received(service, req, "input_reference") as form:
             form.fields.setdefault("model", "sora-2")
-            ask = ask_of(req, form, "video", video_params(form.fields))
+            ask = ask_of(service, req, form, "video", video_params(form.fields))
             made = service.admission.submit(service.key(req), ask)
         if made.replayed:
             drop(service, made.job.account_id, form)

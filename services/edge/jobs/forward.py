@@ -13,11 +13,14 @@ from gevent.event import AsyncResult
 
 from schemas.errors import Code
 from services.backends.http.private_client import Answer, ApiUnavailable, NotReached
+from services.backends.pieces import STORED_HEADER
+from services.core import etags
 from services.core.access import REVOKED
 from services.core.errors import Refusal
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.body import read_body
 from services.edge.jobs.feed import JobFeed, Watcher
+from services.edge.jobs.stored import StoredAnswer
 from services.edge.rates import RETURN_WAIT_S
 from services.edge.watch import ClientWatch
 from services.edge.worker import Worker
@@ -38,6 +41,7 @@ _SENT: Final = (
     "anthropic-version",
     "anthropic-beta",
 )
+_ASKED: Final = tuple(each for each in _SENT if each != "if-none-match")  # of what is looked at
 _TOLD: Final = (
     "accept-ranges",
     "cache-control",
@@ -68,11 +72,17 @@ class Forwarder:
         return self._feed.watching(bare(job_id), caller.key, self.worker.snapshots.current)
 
     def ask(
-        self, req: falcon.Request, method: str, target: str, caller: Caller | None, body: bytes
+        self,
+        req: falcon.Request,
+        method: str,
+        target: str,
+        caller: Caller | None,
+        body: bytes,
+        sent: tuple[str, ...] = _SENT,
     ) -> Answer:
-        """The service's answer; patient while it starts; notes what a submission holds. Raises
-        Refusal(UNAVAILABLE)."""
-        headers = {name: value for name in _SENT if (value := req.get_header(name)) is not None}
+        """The service's answer; patient while it starts; notes what a submission holds; `sent`:
+        which headers of the client it gets. Raises Refusal(UNAVAILABLE)."""
+        headers = {name: value for name in sent if (value := req.get_header(name)) is not None}
         headers[ORIGIN_HEADER] = f"{req.scheme}://{req.netloc}"
         clock = self.worker.clock
         deadline_s = clock.monotonic_s() + _PATIENCE_S
@@ -88,7 +98,8 @@ class Forwarder:
                 )
                 if _HOLD_HEADER in found.headers:
                     req.context.hold_nano = int(found.headers[_HOLD_HEADER])
-                return found
+                stored = STORED_HEADER in found.headers
+                return StoredAnswer(self.worker.batch, found) if stored else found
             except ApiUnavailable as ex:
                 # What was sent may have been taken: only what changes nothing is asked again.
                 surely_not = isinstance(ex, NotReached) or method in ("GET", "HEAD")
@@ -100,7 +111,7 @@ class Forwarder:
         """The body of GET `target`. Those of one key who want the same at one moment, as watchers
         of a job do when it changes, share an answer that was asked for after all of them came.
         Raises Refusal(UNAVAILABLE), ApiUnavailable."""
-        sent = [req.get_header(name) for name in _SENT]
+        sent = [req.get_header(name) for name in _ASKED]
         wanted = (target, caller.key.id, req.scheme, req.netloc, *sent)
         while (others := self._wanted.get(wanted)) is not None:
             try:
@@ -112,7 +123,7 @@ class Forwarder:
         try:
             gevent.sleep(0)  # whoever was woken with us joins
             del self._wanted[wanted]  # from here on it is too late for that
-            body = self.ask(req, "GET", target, caller, b"").body()
+            body = self.ask(req, "GET", target, caller, b"", _ASKED).body()
             shared.set(body)
             return body
         except Exception as ex:
@@ -124,21 +135,29 @@ class Forwarder:
                     del self._wanted[wanted]
                 shared.set_exception(problem)
 
+    def seen(self, req: falcon.Request, target: str, caller: Caller) -> bytes | None:
+        """As `told`; None while nobody answers: who waits for what was taken goes on waiting."""
+        try:
+            return self.told(req, target, caller)
+        except (Refusal, ApiUnavailable):
+            return None
+
 
 class _AskerGone(Exception):
     """The client on whose behalf all were asking hung up."""
 
 
 class JobRoute(Authenticated):
-    """One path of the batch service. `counted`: a submission, within the key's rates. `waits`: the
-    answer may be asked to wait for a change of the job. `dialect`: of the edge's own refusals."""
+    """One path of the batch service. `counted`: a submission, within the key's rates. `waits`:
+    methods whose answer may be asked to wait, GET for a change of the job, POST for its end.
+    `dialect`: of the edge's own refusals."""
 
     def __init__(
         self,
         forwarder: Forwarder,
         *methods: str,
         counted: bool = False,
-        waits: bool = False,
+        waits: tuple[str, ...] = (),
         body_max: int = BODY_MAX,
         dialect: str = "chat",
     ) -> None:
@@ -172,30 +191,35 @@ class JobRoute(Authenticated):
         self, req: falcon.Request, resp: falcon.Response, caller: Caller, body: bytes
     ) -> None:
         target = target_of(req)
-        found = self._forwarder.ask(req, req.method, target, caller, body)
-        wait_s = _wait_s(req) if self._waits else 0.0
-        if not wait_s or found.status not in (200, 202) or req.method not in ("GET", "POST"):
+        wait_s = _wait_s(req) if req.method in self._waits else 0.0
+        sent = _ASKED if wait_s else _SENT
+        found = self._forwarder.ask(req, req.method, target, caller, body, sent)
+        if not wait_s or found.status not in (200, 202):
             relay(resp, found)
             return
         headers, status, told = found.headers, found.status, found.body()
         told = self._wait(req, caller, told, wait_s)
+        etag = f'"{_peek(told).version}"'
+        if req.method == "GET" and etags.names(req.get_header("if-none-match"), etag):
+            status, told = 304, b""
         resp.status, resp.data = status, told
         _copy(resp, {**headers, "content-length": str(len(told))})
-        resp.set_header("etag", f'"{_peek(told).version}"')
+        resp.set_header("etag", etag)
 
     def _wait(self, req: falcon.Request, caller: Caller, told: bytes, wait_s: float) -> bytes:
         """The job's answer once it has changed (a submission: ended), at the latest in `wait_s`.
         Raises Refusal(INVALID_API_KEY) once the caller's key is revoked, Refusal(CLIENT_GONE) when
         nobody waits any more: its job lives on."""
         before = _peek(told)
+        known = req.get_header("if-none-match") or f'"{before.version}"'
         until_s = self._worker.clock.monotonic_s() + wait_s
         with self._forwarder.watching(caller, before.id) as changed:
             client = ClientWatch(req.env["gunicorn.socket"], changed.wake)
             try:
                 while True:
-                    told = self._forwarder.told(req, f"/v1/jobs/{before.id}", caller)
+                    told = self._forwarder.seen(req, f"/v1/jobs/{before.id}", caller) or told
                     now = _peek(told)
-                    news = req.method == "GET" and now.version != before.version
+                    news = req.method == "GET" and not etags.names(known, f'"{now.version}"')
                     left_s = until_s - self._worker.clock.monotonic_s()
                     if now.completed_at or news or left_s <= 0:
                         return told

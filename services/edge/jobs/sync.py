@@ -95,8 +95,8 @@ class _Waiting(Authenticated):
             watch = ClientWatch(req.env["gunicorn.socket"], changed.wake)
             try:
                 while clock.monotonic_s() < until_s and not (watch.gone or changed.revoked):
-                    told = self.forwarder.told(req, path, caller)
-                    job = msgspec.json.decode(told)
+                    if told := self.forwarder.seen(req, path, caller):
+                        job = msgspec.json.decode(told)
                     if job["completed_at"]:
                         return job
                     changed.wait(_LOOK_S)
@@ -142,6 +142,9 @@ class SyncRoute(_Waiting):
 
     def submit(self, req: falcon.Request, caller: Caller, raw: bytes) -> tuple[Answer, str]:
         body = _decoded(raw)
+        for name, wanted in (("stream", True), ("stream_format", "sse")):
+            if body.get(name) == wanted:
+                raise InvalidRequest(f"{name}: this route answers at once", param=name)
         asked = {"model": body.get("model"), "kind": self._kind, "input": self._to_input(body)}
         made = self.forwarder.ask(req, "POST", "/v1/jobs", caller, msgspec.json.encode(asked))
         return made, str(body.get("response_format", ""))
@@ -179,8 +182,9 @@ def embedding_input(body: Body) -> Body:
     """Of POST /v1/embeddings: text or a list of texts."""
     text = body.get("input")
     found: Body = {"input": [text] if isinstance(text, str) else text}
-    if body.get("dimensions") is not None:
-        found["dimensions"] = body["dimensions"]
+    for name in ("dimensions", "encoding_format"):
+        if body.get(name) is not None:
+            found[name] = body[name]
     return found
 
 
