@@ -9,7 +9,8 @@ from schemas.errors import Code
 from services.backends.sql.budgets import ClockOff, IncarnationNotOpen, KeyNotActive, Shortfall
 from services.backends.sql.job_records import FingerprintConflict, NewJob, QueueFull, Submitted
 from services.backends.sql.jobs import Idempotence
-from services.batch.inputs import InputMissing, decode_data_url
+from services.batch.inline import let_go, take_in
+from services.batch.inputs import InputMissing, check_mime, check_type, decode_data_url
 from services.batch.parts import Parts
 from services.batch.view import View
 from services.core.access import check_model
@@ -17,6 +18,7 @@ from services.core.catalog import Key
 from services.core.errors import InvalidRequest, Refusal
 from services.core.ids import ulid
 from services.core.media import INPUTS, canonical, fingerprint, units_bound
+from services.core.netguard import URL_MAX, UrlRefused, check_url
 from services.core.prices import ModelPrice
 from services.core.rating import Unpriced, rate
 from services.core.shortfalls import refusal
@@ -41,6 +43,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     kind: str = ""
     body_bytes: int = 0
     callback_url: str = ""
+    callback_param: str = "callback_url"
     extra: dict[str, str] = {}
     deadline_s: int | None = None
     start_within_s: int | None = None
@@ -104,7 +107,26 @@ class Admission:
         """Raises Refusal."""
         if "\0" in ask.external_id + ask.model + ask.callback_url:
             raise InvalidRequest("names and URLs must not hold NUL")
+        if ask.callback_url:
+            try:
+                check_url(ask.callback_url)
+            except UrlRefused as ex:
+                raise InvalidRequest(
+                    f"{ask.callback_param}: {ex}", param=ask.callback_param
+                ) from ex
         offer = self.offer(key, ask)
+        digests, came_along = dict(ask.digests), take_in(self._parts, key.account_id, offer.params)
+        digests |= came_along
+        try:
+            made = self._submit(key, ask, offer, digests)
+        except BaseException:
+            let_go(self._parts, key.account_id, came_along)
+            raise
+        if made.replayed:
+            let_go(self._parts, key.account_id, came_along)
+        return made
+
+    def _submit(self, key: Key, ask: Ask, offer: Offer, digests: Mapping[str, str]) -> Submitted:
         batch = self._parts.config.batch
         new = NewJob(
             id=ulid(),
@@ -120,7 +142,7 @@ class Admission:
             fingerprint=fingerprint(
                 offer.model.model,
                 {
-                    name: ask.digests.get(value, value) if isinstance(value, str) else value
+                    name: digests.get(value, value) if isinstance(value, str) else value
                     for name, value in offer.params.items()
                 },
             ),
@@ -206,25 +228,28 @@ class Admission:
             value = params.get(name)
             for each in value if isinstance(value, list) else [value]:
                 path = f"{ask.where}.{name}" if ask.where else name
-                total += self._input_bytes(key, path, each)
+                try:
+                    total += self._input_bytes(key, name, path, each)
+                except InputMissing as ex:
+                    raise InvalidRequest(str(ex), param=path) from ex
         return total
 
-    def _input_bytes(self, key: Key, path: str, value: Any) -> int:
+    def _input_bytes(self, key: Key, name: str, path: str, value: Any) -> int:
+        """Raises InputMissing."""
         if not isinstance(value, str) or not value:
             return 0
         if value.startswith("data:"):
-            try:
-                return len(decode_data_url(value, path))
-            except InputMissing as ex:
-                raise InvalidRequest(str(ex), param=path) from ex
+            return check_type(decode_data_url(value, path), name, path).bytes
         if value.startswith("file_"):
             upload = self._parts.uploads.get(key.account_id, value)
             if upload is None:
-                raise InvalidRequest(f"{path}: there is no file {value}", param=path)
+                raise InputMissing(f"{path}: there is no file {value}")
+            check_mime(upload.mime, name, path)
             return upload.bytes
         if not value.startswith(("https://", "http://")):
-            message = f"{path}: write a URL, a data URL or the id of an uploaded file"
-            raise InvalidRequest(message, param=path)
+            raise InputMissing(f"{path}: write a URL, a data URL or the id of an uploaded file")
+        if len(value) > URL_MAX:
+            raise InputMissing(f"{path}: a URL has at most {URL_MAX} characters")
         return self._parts.config.artifacts.upload_max_bytes
 
     def _eta_s(self, model: ModelPrice, params: Mapping[str, Any]) -> int:

@@ -8,9 +8,12 @@ from typing import Any, Final
 from services.backends.http.fetch import FetchFailed, FetchRefused
 from services.backends.sql.job_records import Job
 from services.batch.parts import Parts
+from services.core.artifacts import ArtifactFacts, ArtifactInvalid, inspect
 from services.core.media import INPUTS
 
 _FILE: Final = "file_"
+_SOUND: Final = ("audio", "video")
+_TYPES: Final = {"file": _SOUND}  # what an input may be; the others are images
 _FETCHED_MAX: Final = 64 * 1024 * 1024  # bytes of an input that we fetch: it is held in memory
 _FETCH_S: Final = 20.0
 
@@ -72,7 +75,9 @@ def _fetched(parts: Parts, name: str, url: str) -> bytes:
     try:
         with parts.fetcher.get(url, limit_bytes=limit, deadline_s=_FETCH_S) as got:
             if got.status == 200:
-                return b"".join(got.chunks())
+                data = b"".join(got.chunks())
+                check_type(data, name)
+                return data
             message = f"{name}: its URL answered {got.status}"
     except FetchRefused as ex:
         raise InputMissing(f"{name}: {ex}") from ex
@@ -81,6 +86,24 @@ def _fetched(parts: Parts, name: str, url: str) -> bytes:
     if got.status >= 500 or got.status in (408, 425, 429):
         raise InputAway(message)
     raise InputMissing(message)
+
+
+def check_type(data: bytes, name: str, shown: str = "") -> ArtifactFacts:
+    """What the bytes of the input `name` are; `shown`: how it is called. Raises InputMissing."""
+    shown = shown or name
+    try:
+        found = inspect(data, len(data))
+    except ArtifactInvalid as ex:
+        raise InputMissing(f"{shown}: it is nothing that can be used: {ex}") from ex
+    check_mime(found.mime, name, shown)
+    return found
+
+
+def check_mime(mime: str, name: str, shown: str) -> None:
+    """Raises InputMissing."""
+    wanted = _TYPES.get(name, ("image",))
+    if mime.partition("/")[0] not in wanted:
+        raise InputMissing(f"{shown}: it is {mime}, not {wanted[0]}")
 
 
 def decode_data_url(value: str, name: str) -> bytes:

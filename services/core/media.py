@@ -1,12 +1,13 @@
 """What a generation asks for: the parameters per kind, their bounds per model, units and holds.
 
 Parameters arrive as JSON and leave in one spelling (`canonical`), so that equal requests have
-equal fingerprints and adapters read one set of names. Units: `images` (or `images_<quality>` where
-the model has a price of its own for that quality), `seconds`, `characters`, `input` tokens, and
+equal fingerprints and adapters read one set of names. Units: `images` (or `images_<quality>`,
+`images_<quality>_<pixels>` where the model has a price of its own for these), `seconds`, `characters`, `input` tokens, and
 `calls`, a fee per generation.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
@@ -19,7 +20,7 @@ KINDS: Final = ("image", "video", "speech", "transcription", "embedding", "reran
 MEDIA: Final = ("image", "video", "audio", "text", "json")
 
 _Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=32_000)]
-_Url: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=8_192)]
+_Url: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=1024 * 1024)]
 _Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
 _Seed: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
@@ -170,9 +171,15 @@ def units_bound(
 
 
 def image_class(model: ModelPrice, params: Mapping[str, Any]) -> str:
-    """The unit class of one image: its quality's own where the model has a price for it."""
+    """The unit class of one image: its quality's own where the model has a price for it, and that
+    of its size (`images_high_2048`: with a side of so many pixels or more) where it has one."""
     own = f"images_{params.get('quality', '')}"
-    return own if own in model.classes else "images"
+    if own not in model.classes:
+        return "images"
+    longest = max(map(int, re.findall(r"\d+", params.get("size", ""))), default=0)
+    sizes = (name.removeprefix(f"{own}_") for name in model.classes if name.startswith(f"{own}_"))
+    reached = [int(each) for each in sizes if each.isdecimal() and int(each) <= longest]
+    return f"{own}_{max(reached)}" if reached else own
 
 
 def _within(

@@ -133,11 +133,27 @@ def test_speech_is_written_down_as_json_and_billed_by_the_second(media, sdk, spe
     held = int(raw.headers["x-estimated-credits"])
     assert held >= job["cost"]["charged_nano"] // 1000
     assert media.wait_for_row(job["request_id"], media.key())["cost_nano"] == 200_000
-    with pytest.raises(openai.BadRequestError) as caught:
-        sdk.audio.transcriptions.create(
-            model="sim-transcribe", file=("fox.wav", speech), response_format="diarized_json"
+    for wrong in (
+        {"response_format": "diarized_json"},
+        {"timestamp_granularities": ["word", "segment"], "response_format": "verbose_json"},
+    ):
+        with pytest.raises(openai.BadRequestError) as caught:
+            sdk.audio.transcriptions.create(
+                model="sim-transcribe", file=("fox.wav", speech), **wrong
+            )
+        assert caught.value.param == next(iter(wrong))
+    head = b"content-disposition: form-data; name=file; filename="
+    for name, status in (("\xfc.wav".encode("latin-1"), 400), ("\xfc.wav".encode(), 200)):
+        form = b"--x\r\n" + head + name + b"\r\n\r\n" + speech + b"\r\n--x--\r\n"
+        told = request(
+            media.port,
+            "POST",
+            "/v1/files",
+            key=media.new_key(),
+            body=form,
+            headers=[("content-type", "multipart/form-data; boundary=x")],
         )
-    assert caught.value.param == "response_format"
+        assert told.status == status, told.json()
 
 
 def test_a_video_is_made_polled_downloaded_listed_and_deleted(media, sdk, picture):

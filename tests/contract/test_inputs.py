@@ -9,6 +9,10 @@ from services.backends.http.fetch import Fetcher
 from services.batch.inputs import InputAway, InputMissing, files_of
 from services.core.netguard import Guard
 from tests.parts.odd_server import says, server
+from tests.parts.stack import ROOT
+
+GOLDEN = ROOT / "tests" / "golden" / "media"
+PICTURE = (GOLDEN / "picture.png").read_bytes()
 
 
 def files(value, *, takes_urls=False, allow=("127.0.0.1",), limit=1_000_000):
@@ -22,10 +26,19 @@ def files(value, *, takes_urls=False, allow=("127.0.0.1",), limit=1_000_000):
 
 
 def test_a_url_is_fetched_for_a_provider_that_takes_bytes():
-    with server(says("content-length: 4", body=b"abcd")) as there:
-        assert files(there.url + "/a.png") == {"image": b"abcd"}
-        assert files([there.url + "/a.png"]) == {"image": b"abcd"}
+    with server(says(f"content-length: {len(PICTURE)}", body=PICTURE)) as there:
+        assert files(there.url + "/a.png") == {"image": PICTURE}
+        assert files([there.url + "/a.png"]) == {"image": PICTURE}
         assert len(there.heads) == 2
+
+
+@pytest.mark.parametrize(
+    "body", [b"", b"<html>no picture</html>", PICTURE[:-9], (GOLDEN / "sound.wav").read_bytes()]
+)
+def test_what_is_no_picture_goes_to_no_provider(body):
+    there_is = says("content-type: image/png", f"content-length: {len(body)}", body=body)
+    with server(there_is) as there, pytest.raises(InputMissing, match="image: it is"):
+        files(there.url)
 
 
 def test_it_is_left_to_a_provider_that_fetches_it_itself():

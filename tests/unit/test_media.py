@@ -51,6 +51,13 @@ def test_equal_requests_have_one_fingerprint_however_they_are_spelled():
         ("sora-2", {"prompt": "a", "duration_seconds": 7}, {"seconds": 7, "calls": 1}),
         ("gpt-image-2", {"prompt": "a", "n": 3}, {"images": 3}),
         ("gpt-image-2", {"prompt": "a", "quality": "high"}, {"images_high": 1}),
+        (
+            "gpt-image-2",
+            {"prompt": "a", "quality": "high", "size": "1152x2048", "n": 2},
+            {"images_high_2048": 2},
+        ),
+        ("gpt-image-2", {"prompt": "a", "quality": "high", "size": "auto"}, {"images_high": 1}),
+        ("gpt-image-2", {"prompt": "a", "size": "2048x2048"}, {"images": 1}),
         ("gpt-4o-mini-tts", {"input": "hello"}, {"characters": 5}),
         ("text-embedding-3-small", {"input": ["abc", "é"]}, {"input": 5}),
     ],

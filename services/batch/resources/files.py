@@ -66,7 +66,7 @@ class FilesResource:
         fields: dict[str, str] = {}
         name = ""
         draft: Draft | None = None
-        for part in req.get_media():
+        for part in parts_of(req):
             if part.name in _FIELDS:
                 fields[part.name] = part.stream.read(_NAME_MAX).decode("utf-8", "replace")
             elif part.name == "file" and draft is None:
@@ -112,6 +112,16 @@ def send_file(service: Service, req: falcon.Request, resp: falcon.Response, uplo
     resp.content_type = upload.mime
     resp.set_header("x-content-type-options", "nosniff")
     resp.set_header("content-security-policy", "sandbox; default-src 'none'")
+
+
+def parts_of(req: falcon.Request) -> Iterator[Any]:
+    """Of a multipart body. Raises InvalidRequest, HTTPError."""
+    for part in req.get_media():
+        try:
+            _ = part.name, part.filename
+        except UnicodeDecodeError as ex:
+            raise InvalidRequest("names in a form must be UTF-8") from ex
+        yield part
 
 
 def receive(service: Service, part: Any) -> Draft:

@@ -9,7 +9,7 @@ import falcon
 
 from services.backends.sql.uploads import JOB_INPUT, Upload
 from services.batch.resources.base import Service, decode, read_body
-from services.batch.resources.files import keep, receive
+from services.batch.resources.files import keep, parts_of, receive
 from services.core.errors import InvalidRequest
 
 _TEXT_MAX: Final = 256 * 1024
@@ -18,7 +18,8 @@ _DECIMAL: Final = ("temperature", "speed")
 
 
 class Form:
-    """`fields` by name, files as the ids of their uploads, `[]` behind a name left out; `digests`:
+    """`fields` by name, files as the ids of their uploads, `[]` behind a name left out and what
+    comes under it several times joined by commas; `digests`:
     SHA-256 by upload id."""
 
     def __init__(self) -> None:
@@ -37,10 +38,12 @@ def received(service: Service, req: falcon.Request, *files: str) -> Iterator[For
         return
     account_id = service.caller(req).account_id
     try:
-        for part in req.get_media():
+        for part in parts_of(req):
             name = str(part.name or "").removesuffix("[]")
             if part.filename is None:
-                form.fields[name] = _value(name, _text(part, name))
+                value = _value(name, _text(part, name))
+                more = part.name != name and name in form.fields  # one of a list
+                form.fields[name] = f"{form.fields[name]},{value}" if more else value
             elif name not in files:
                 raise InvalidRequest(f"{name}: no file belongs here", param=name)
             elif name in form.fields:

@@ -301,6 +301,7 @@ def _ask(body: _Submit, scope: str, source: str) -> Ask:
         external_id=body.external_id,
         kind=body.kind,
         callback_url=body.webhook.url if body.webhook else "",
+        callback_param="webhook.url",
         extra=dict(body.metadata),
         deadline_s=body.deadline_seconds,
         start_within_s=body.start_within_seconds,

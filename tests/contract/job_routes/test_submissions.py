@@ -1,10 +1,19 @@
 """What is taken, under which names, in both views; what is refused."""
 
+import base64
+import os
+import struct
+import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from sqlalchemy import select
 
+from services.backends.sql import job_tables
+from services.backends.sql.engine import read
 from tests.parts.job_routes import code, query_task, submit_task
+from tests.parts.stack import ROOT
 
 
 def test_one_row_reads_both_ways_and_says_the_same(house):
@@ -97,6 +106,10 @@ def test_many_submissions_under_one_name_at_once_make_one_task(house):
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
+        (
+            {"model": "sim-image", "params": {"prompt": "a"}, "callback_url": "my receiver"},
+            (400, "invalid_param"),
+        ),
         ({"model": "claude-haiku-4-5", "params": {"prompt": "a"}}, (400, "invalid_param")),
         ({"model": "sim-image", "params": {"prompt": "a", "n": 11}}, (400, "invalid_param")),
         ({"model": "sim-image", "params": {}}, (400, "invalid_param")),
@@ -115,6 +128,43 @@ def test_many_submissions_under_one_name_at_once_make_one_task(house):
 def test_what_cannot_be_made_is_refused_and_holds_nothing(house, body, expected):
     assert code(house.call("POST", "/v1/tasks/submit", body)) == expected
     assert house.jobs() == []
+
+
+def test_an_input_may_come_inside_its_submission(house):
+    """As large as the body may be; it is kept beside the job, and erased with it."""
+    rows = b"".join(b"\0" + os.urandom(300) for _ in range(100))
+    frame = b"\x89PNG\r\n\x1a\n"
+    for kind, data in (
+        (b"IHDR", struct.pack(">IIBBBBB", 100, 100, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ):
+        sum32 = struct.pack(">I", zlib.crc32(kind + data))
+        frame += struct.pack(">I", len(data)) + kind + data + sum32
+    sound = (ROOT / "tests/golden/media/sound.wav").read_bytes()
+
+    def asked(data):
+        url = f"data:image/png;base64,{base64.b64encode(data).decode()}"
+        given = {"prompt": "a fox", "duration_seconds": 1, "image_init": url}
+        body = {"model": "sim-video", "input": given, "external_id": "mine"}
+        return house.call("POST", "/v1/jobs", body)
+
+    for wrong in (sound, frame[:-20], b"<html>"):
+        status, told = asked(wrong)
+        assert (status, told["error"]["param"]) == (400, "input.image_init")
+    status, made = asked(frame)
+    assert status == 202
+    assert (asked(frame)[0], asked(frame)[1]["id"]) == (200, made["id"])
+    other = house.call("POST", f"/v1/jobs/{house.wait_for(made['id'])['id']}/redrive")[1]
+    assert house.wait_for(other["id"])["state"] == "completed"
+    assert max(len(each.params) for each in house.jobs()) < 200
+    files = select(job_tables.upload).where(job_tables.upload.c.account_id == house.account.id)
+    rows = read(house.engine, lambda c: c.execute(files.order_by(job_tables.upload.c.id)).all())
+    assert {each.bytes for each in rows} == {len(frame)}
+    now = time.time_ns() // 1000
+    assert [each.expires_at > now for each in rows] == [True, False, False], "repeats need none"
+    assert house.call("GET", "/v1/files")[1]["data"] == []
+    house.check()
 
 
 def test_times_that_no_calendar_has_are_refused_or_bounded(house):
