@@ -2,8 +2,8 @@
 
 Parameters arrive as JSON and leave in one spelling (`canonical`), so that equal requests have
 equal fingerprints and adapters read one set of names. Units: `images` (or `images_<quality>`,
-`images_<quality>_<pixels>` where the model has a price of its own for these), `seconds`, `characters`, `input` tokens, and
-`calls`, a fee per generation.
+`images_<quality>_<pixels>` where the model has a price of its own for these), `seconds`,
+`characters`, `input` tokens, and `calls`, a fee per generation.
 """
 
 import hashlib
