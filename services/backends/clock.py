@@ -29,6 +29,25 @@ class SystemClock:
         time.sleep(seconds)
 
 
+class WorkerClock(SystemClock):
+    """The machine's clock as it last agreed with the database's: when it steps meanwhile, what is
+    under way still ends at the right time."""
+
+    def __init__(self) -> None:
+        self._ahead_us = self.ahead_us()
+
+    def now_us(self) -> int:
+        return time.monotonic_ns() // 1_000 + self._ahead_us
+
+    def ahead_us(self) -> int:
+        """How far the machine's clock is before the monotonic one now."""
+        return time.time_ns() // 1_000 - time.monotonic_ns() // 1_000
+
+    def trust(self, ahead_us: int) -> None:
+        """The machine's clock was right when `ahead_us` was read."""
+        self._ahead_us = ahead_us
+
+
 class FakeClock:
     """A clock that moves only by `advance` and `sleep`. Safe in threads."""
 
@@ -44,6 +63,14 @@ class FakeClock:
     def monotonic_s(self) -> float:
         with self._lock:
             return self._monotonic_us / 1_000_000
+
+    def ahead_us(self) -> int:
+        """As WorkerClock's."""
+        with self._lock:
+            return self._now_us - self._monotonic_us
+
+    def trust(self, ahead_us: int) -> None:
+        """It is right as it is."""
 
     def advance(self, seconds: float) -> None:
         """Moves both readings by `seconds`."""

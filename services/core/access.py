@@ -68,7 +68,7 @@ def _why_not(snapshot: Snapshot, key: Key | None, now_us: int) -> Refusal | None
     if key.status != "active":
         return Refusal(Code.INVALID_API_KEY, f"this API key was {key.status}")
     if key.expires_at is not None and key.expires_at <= now_us:
-        return Refusal(Code.INVALID_API_KEY, "this API key has expired")
+        return Refusal(Code.INVALID_API_KEY, EXPIRED)
     account = snapshot.accounts.get(key.account_id)
     if account is None or account.status == "disabled":
         return Refusal(Code.INVALID_API_KEY, "the account of this API key is disabled")
@@ -80,13 +80,16 @@ def _why_not(snapshot: Snapshot, key: Key | None, now_us: int) -> Refusal | None
 
 
 REVOKED: Final = "this API key was revoked"
+EXPIRED: Final = "this API key has expired"
 
 
-def is_revoked(snapshot: Snapshot, key: Key) -> bool:
-    """Whether a key that was live when its request began has been taken away since."""
+def why_ended(snapshot: Snapshot, key: Key, now_us: int) -> str:
+    """Why a key that was live when its request began is none any more; empty while it is one."""
     now = snapshot.keys.get(key.secret_sha256)
     account = snapshot.accounts.get(key.account_id)
-    return now is None or now.status != "active" or account is None or account.status == "disabled"
+    if now is None or now.status != "active" or account is None or account.status == "disabled":
+        return REVOKED
+    return EXPIRED if now.expires_at is not None and now.expires_at <= now_us else ""
 
 
 class KeyRules(NamedTuple):

@@ -16,7 +16,7 @@ from sqlalchemy import Engine
 from schemas.config import Config
 from services.backends import bonus_ladder, lifecycle, telemetry
 from services.backends.admin_key import AdminKey
-from services.backends.clock import SystemClock
+from services.backends.clock import WorkerClock
 from services.backends.http.private_client import PrivateClient
 from services.backends.line_ticket import tickets
 from services.backends.outbox import Outbox, OutboxFailed
@@ -108,7 +108,7 @@ class EdgeApp:
 def create_app(config: Config) -> EdgeApp:
     """One worker's application, its outbox open and its poll loops running."""
     telemetry.configure("edge", config)
-    clock = SystemClock()
+    clock = WorkerClock()
     engine = open_engine(config.database.url, under(config, "."))
     _require_schema(engine)
     # SQLite blocks: one thread keeps it off the hub. See docs/architecture.md.

@@ -6,7 +6,7 @@ from typing import Final
 import msgspec
 
 from schemas.errors import Code
-from services.backends.clock import Clock
+from services.backends.clock import WorkerClock
 from services.backends.outbox import Sealed
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.engine import DatabaseUnavailable
@@ -33,7 +33,7 @@ class Grants:
         budgets: Budgets,
         incarnation: str,
         threads: Threads,
-        clock: Clock,
+        clock: WorkerClock,
         counters: Counters,
         figures: LimitFigures,
     ) -> None:
@@ -63,6 +63,7 @@ class Grants:
         try:
             with lease.gate:
                 self._raise_known(lease, need_nano)
+                ahead_us = self._clock.ahead_us()
                 granted = self._threads.apply(
                     self._budgets.grant,
                     (
@@ -88,9 +89,11 @@ class Grants:
         except IncarnationNotOpen as ex:
             raise Sealed(self._incarnation) from ex
         except DatabaseUnavailable as ex:
+            lease.unsure = True
             self._counters.add(_GRANTS, "unavailable")
             raise Refusal(Code.UNAVAILABLE, "budgets cannot be read now; try again") from ex
         self._counters.add(_GRANTS, "granted")
+        self._clock.trust(ahead_us)
         lease.grant_no = number
         lease.granted_s = self._clock.monotonic_s()
         lease.amount_nano += granted.amount_nano

@@ -38,6 +38,7 @@ class Lease:
         "scarce",
         "seq",
         "spent_nano",
+        "unsure",
         "used_s",
     )
 
@@ -55,6 +56,7 @@ class Lease:
         self.seq = 0  # the last lease_seq that was handed out
         self.events = 0  # how many of them were written
         self.grant_no = 0
+        self.unsure = False  # the answer to a grant was lost: the centre may know the lease
         self.give_no = 0
         self.giving_nano = 0
         self.growing_nano = 0  # what holds in flight wait for

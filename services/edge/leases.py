@@ -13,7 +13,7 @@ import gevent
 from gevent.lock import BoundedSemaphore
 
 from schemas.errors import Code
-from services.backends.clock import Clock
+from services.backends.clock import WorkerClock
 from services.backends.outbox import Sealed
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.lease_records import LeaseReport
@@ -42,7 +42,7 @@ class LeaseBook:
         budgets: Budgets,
         incarnation: str,
         threads: Threads,
-        clock: Clock,
+        clock: WorkerClock,
         counters: Counters,
         *,
         wait_s: float,
@@ -227,6 +227,8 @@ class LeaseBook:
         rest cost nothing here: a worker may have thousands, one for each key used lately."""
         if self._leases:
             self._sync(list(self.figures.leases))
+        else:  # nothing can be spent, so no time can be wrong
+            self._clock.trust(self._clock.ahead_us())
         if self._clock.monotonic_s() >= self._sweep_s:
             self._sweep_s = self._clock.monotonic_s() + SWEEP_S
             self._close_idle()
@@ -238,7 +240,10 @@ class LeaseBook:
             if lease.reported != (lease.reserved_nano, lease.spent_nano)
         }
         reports = [LeaseReport(lease.id, *figures) for lease, figures in told.items()]
+        ahead_us = self._clock.ahead_us()
         reply = self._threads.apply(self._budgets.sync, (self._incarnation, reports))
+        if not reply.clock_off:
+            self._clock.trust(ahead_us)
         for lease, figures in told.items():
             self.figures.moved(lease, sum(lease.reported) - sum(figures))
             lease.reported = figures
@@ -289,7 +294,7 @@ class LeaseBook:
         if self._leases.get(place) is lease:
             del self._leases[place]
         self.figures.forget(lease)
-        if lease.grant_no:  # else the centre knows of none
+        if lease.grant_no or lease.unsure:  # else the centre knows of none
             self._on_closed(lease)
 
     def close_all(self) -> bool:

@@ -13,7 +13,7 @@ from services.backends.http.private_client import PrivateClient, is_healthy
 from services.backends.outbox import DiskFull, Outbox, OutboxFailed, Sealed
 from services.backends.query_client import QueryClient
 from services.backends.sql.accounts import Accounts
-from services.core.access import REVOKED, is_revoked
+from services.core.access import why_ended
 from services.core.outcomes import BYTES_PER_TOKEN
 from services.edge.attempts import Upstreams
 from services.edge.counters import Counters
@@ -32,6 +32,7 @@ log = telemetry.get_logger()
 
 POLL_LEASES_S: Final = 0.1
 POLL_RATES_S: Final = 0.1
+LOOK_S: Final = 0.5  # for keys whose time is over
 COUNT_TOKENS_S: Final = 1.0
 FLUSH_S: Final = 1.0
 EXIT_OUTBOX: Final = 70
@@ -81,8 +82,10 @@ class Worker:
         self._confirm = confirm
         self.stopping = False
         self.active = active
-        self.on_view: list[Callable[[View], None]] = [self._end_revoked]  # the catalog has changed
+        # Called with the present time when the catalog has changed, and now and then: keys end.
+        self.on_look: list[Callable[[View, int], None]] = [self._end_revoked]
         self._seen = snapshots.current
+        self._look_s = 0.0
         self._confirmed = -1  # the catalog version that this worker said to act on
 
     def start(self) -> None:
@@ -109,22 +112,25 @@ class Worker:
     def _poll_catalog(self) -> None:
         self.snapshots.poll()
         view = self.snapshots.current
-        if view is not self._seen:
-            self._seen = view
-            for act in self.on_view:
-                act(view)
+        now_s = self.clock.monotonic_s()
+        if view is not self._seen or now_s >= self._look_s:
+            self._seen, self._look_s = view, now_s + LOOK_S
+            for act in self.on_look:
+                act(view, self.clock.now_us())
         if view.version != self._confirmed:
             self.threads.apply(self._confirm, (view.version,))
             self._confirmed = view.version
 
-    def _end_revoked(self, view: View) -> None:
-        """Running streams of keys that were taken away end with an error frame; what was sent of
-        them is due. What is still being admitted is refused, or ends at its first connection."""
+    def _end_revoked(self, view: View, now_us: int) -> None:
+        """Running streams of keys that were taken away or are over end with an error frame; what
+        was sent of them is due. What is still being admitted is refused, or ends at its first
+        connection."""
         for x in list(self.active):
             if x.key is None or (x.requested and x.parsed is not None and not x.parsed.stream):
                 continue
-            if is_revoked(view.snapshot, x.key):
-                x.cut = REVOKED
+            reason = why_ended(view.snapshot, x.key, now_us)
+            if reason:
+                x.cut = reason
                 if x.call is not None:
                     x.call.abort()
 

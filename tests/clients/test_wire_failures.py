@@ -293,21 +293,30 @@ def test_revocation_ends_running_streams(stack, dialect):
     assert 0 < row["output_tokens"] < 50, "three pieces of 16 bytes, not 200 words"
 
 
-def test_revocation_of_a_key_ends_the_streams_of_its_sub_keys(stack):
+@pytest.mark.parametrize("ended_by", ["revoked", "expired"])
+def test_a_key_that_ends_takes_the_streams_of_its_sub_keys_along(stack, ended_by):
     account = stack.new_account()
     catalog = stack._open_books().catalog
-    parent, _ = catalog.create_key(account, "parent", group="slow-long")
+    ends_s = time.time() + 4.0
+    parent, _ = catalog.create_key(
+        account,
+        "parent",
+        group="slow-long",
+        expires_at=int(ends_s * 1e6) if ended_by == "expired" else None,
+    )
     _, secret = catalog.create_key(account, "child", group="slow-long", parent_id=parent.id)
     reply = post(stack, "anthropic", secret, stream=True)
     reads = reply.reads()
     got = b""
     while got.count(b"content_block_delta") < 2:
         got += next(reads)[1]
-    catalog.revoke_key(parent.id)
-    began = time.monotonic()
+    if ended_by == "revoked":
+        catalog.revoke_key(parent.id)
+        ends_s = time.time()
     got += b"".join(data for _, data in reads)
-    assert time.monotonic() - began < 1.5
+    assert 0 < time.time() - ends_s < 1.5
     assert b'"authentication_error"' in got
+    assert ended_by.encode() in got
     row = stack.wait_for_row(reply.header("x-tollgate-request-id"), stack.new_key(account=account))
     assert (row["outcome"], row["cost_nano"] > 0) == ("budget_cut", True)
 

@@ -1,13 +1,18 @@
 """A worker's leases over the real budgets, on both engines: admission from memory, growth,
 give-back, recall, and what happens when the centre's answer is lost."""
 
+import time
+
 import gevent
 import pytest
+from sqlalchemy import update
 
 from schemas.errors import Code
-from services.backends.clock import FakeClock
-from services.backends.sql.budgets import Budgets, Charge
-from services.backends.sql.engine import DatabaseUnavailable, database_now_us, read
+from services.backends.clock import FakeClock, WorkerClock
+from services.backends.sql.budgets import Budgets, Charge, LeaseEnd
+from services.backends.sql.engine import DatabaseUnavailable, database_now_us, read, write
+from services.backends.sql.tables import lease
+from services.core.budgets import Shortfall
 from services.core.errors import Refusal
 from services.core.shortfalls import WindowFull
 from services.edge.counters import Counters
@@ -41,8 +46,8 @@ def world(engine):  # noqa: F811
 class Desk:
     """One worker's lease book and what it needs."""
 
-    def __init__(self, world, wait_s=0.0):
-        self.clock = FakeClock()
+    def __init__(self, world, wait_s=0.0, clock=None):
+        self.clock = clock or FakeClock()
         self.threads = Inline()
         self.closed = []
         self.key = world.key
@@ -180,6 +185,17 @@ def test_a_lost_answer_to_a_grant_counts_once(world, desk):
     assert caught.value.code is Code.UNAVAILABLE
     held = desk.book.reserve(desk.key, USD)
     assert world.lease(held.lease.id).amount_nano == held.lease.amount_nano
+
+
+def test_a_first_grant_whose_answer_was_lost_comes_back_when_nobody_asks_again(world, desk):
+    desk.threads.lose = True
+    with pytest.raises(Refusal):
+        desk.book.reserve(desk.key, USD)
+    assert world.limits()["wallet"][2] >= USD
+    desk.later(IDLE_CLOSE_S + 1)
+    (ended,) = desk.closed
+    world.settle([], [LeaseEnd(ended.id, ended.events)])
+    assert world.limits()["wallet"][2] == 0
 
 
 def test_a_lost_answer_to_a_give_back_counts_once(world, desk):
@@ -398,3 +414,27 @@ def test_a_clock_that_steps_gives_its_money_back_and_admits_nothing(world):
     clock.advance(database_s(world) - clock.now_us() / 1e6)
     desk.book.poll()
     assert desk.book.reserve(desk.key, USD // 100)
+
+
+def test_what_is_under_way_when_the_machines_clock_steps_still_counts_in_its_window(
+    engine,  # noqa: F811
+    monkeypatch,
+):
+    world = World(engine, wallet_nano=10 * USD, window_5h_nano=USD)
+    desk = Desk(world, clock=WorkerClock())
+    held = desk.book.reserve(desk.key, USD)
+    opened_at = lease.c.opened_at - 10 * 3600 * 1_000_000  # as that of a key that is always busy
+    write(engine, lambda c: c.execute(update(lease).values(opened_at=opened_at)))
+    right = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: right() - 6 * 3600 * 10**9)
+    desk.book.poll()
+    ended_at = desk.clock.now_us()
+    desk.book.settle(held, USD)
+    world.settle([Charge(held.lease.id, USD, occurred_at=ended_at)])
+    with pytest.raises(Shortfall):
+        Budgets(engine, FakeClock(int(database_s(world) * 1e6))).grant(
+            "lease_2", 1, INCARNATION, world.key.id, 1, 1
+        )
+    monkeypatch.undo()
+    desk.book.poll()
+    assert abs(desk.clock.now_us() / 1e6 - time.time()) < 1

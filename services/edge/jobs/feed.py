@@ -15,9 +15,10 @@ import msgspec
 from gevent.event import Event
 
 from services.backends import telemetry
+from services.backends.clock import Clock
 from services.backends.http.private_client import ApiUnavailable, PrivateClient
 from services.backends.identity import OPERATOR
-from services.core.access import is_revoked
+from services.core.access import why_ended
 from services.core.catalog import Key
 from services.edge.snapshot import View
 
@@ -34,7 +35,7 @@ class _Changes(msgspec.Struct):
 
 
 class Watcher:
-    """One client that waits for changes of a job. `revoked`: its key was taken away."""
+    """One client that waits for changes of a job. `revoked`: its key was taken away, or is over."""
 
     def __init__(self, key: Key, revoked: bool) -> None:
         self.key = key
@@ -57,15 +58,16 @@ class Watcher:
 class JobFeed:
     """Asks while somebody watches. `watching` gives a watcher that is woken at every change."""
 
-    def __init__(self, client: PrivateClient) -> None:
+    def __init__(self, client: PrivateClient, clock: Clock) -> None:
         self._client = client
+        self._clock = clock
         self._watchers: dict[str, set[Watcher]] = defaultdict(set)
         self._asking: gevent.Greenlet | None = None
 
     @contextmanager
     def watching(self, job_id: str, key: Key, view: View) -> Iterator[Watcher]:
         """For as long as a job is watched; `job_id` without its prefix."""
-        watcher = Watcher(key, is_revoked(view.snapshot, key))
+        watcher = Watcher(key, bool(why_ended(view.snapshot, key, self._clock.now_us())))
         self._watchers[job_id].add(watcher)
         if self._asking is None or self._asking.dead:
             self._asking = gevent.spawn(self._ask)
@@ -76,10 +78,10 @@ class JobFeed:
             if not self._watchers[job_id]:
                 del self._watchers[job_id]
 
-    def end_revoked(self, view: View) -> None:
-        """The catalog has changed: who watches with a key that was taken away is told."""
+    def end_revoked(self, view: View, now_us: int) -> None:
+        """Who watches with a key that was taken away, or is over, is told."""
         for watcher in [each for found in self._watchers.values() for each in found]:
-            if is_revoked(view.snapshot, watcher.key):
+            if why_ended(view.snapshot, watcher.key, now_us):
                 watcher.revoked = True
                 watcher.wake()
 

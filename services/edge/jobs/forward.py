@@ -63,9 +63,9 @@ class Forwarder:
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
-        self._feed = JobFeed(worker.batch)
+        self._feed = JobFeed(worker.batch, worker.clock)
         self._wanted: dict[tuple[str | None, ...], AsyncResult] = {}
-        worker.on_view.append(self._feed.end_revoked)
+        worker.on_look.append(self._feed.end_revoked)
 
     def watching(self, caller: Caller, job_id: str) -> AbstractContextManager[Watcher]:
         """While the caller waits for changes of a job; `job_id` with or without its prefix."""
