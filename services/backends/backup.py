@@ -5,6 +5,7 @@ anybody up, and may be copied at leisure. For the milliseconds in which the pins
 and no settlement can happen (the books' write lock), and the pins are set in the order in which
 events flow backwards: books, log, outboxes. So the log holds all that the books have applied, and
 what the log lacks is in an outbox; restored, the rest is shipped and booked as after a crash.
+Artifacts are copied last: a file is there before the books name it, and never changes.
 """
 
 import contextlib
@@ -27,6 +28,7 @@ MANIFEST: Final = "manifest.json"
 BOOKS: Final = "books.db"
 LOG: Final = "log.db"
 OUTBOX: Final = "outbox"
+ARTIFACTS: Final = "artifacts"
 FILES: Final = "files"
 _RELAY: Final = "relay.db"
 _FREEZE_S: Final = 10.0
@@ -45,6 +47,7 @@ class Places(NamedTuple):
     log: Path | None
     outbox: Path
     analytics: Path | None
+    artifacts: Path | None
 
 
 def places(config: Config) -> Places:
@@ -59,6 +62,9 @@ def places(config: Config) -> Places:
         outbox=settings.under(config, config.outbox.path),
         analytics=settings.under(config, dsn.removeprefix("chdb:///"))
         if dsn.startswith("chdb:")
+        else None,
+        artifacts=settings.under(config, config.artifacts.path)
+        if config.artifacts.store == "folder"
         else None,
     )
 
@@ -79,12 +85,14 @@ def back_up(config: Config, folder: Path) -> dict[str, object]:
     for path in sorted((source.data_dir / RECEIPTS).glob("*.*")):
         if not path.name.startswith("."):
             _copy_file(path, folder / FILES / RECEIPTS / path.name)
+    if source.artifacts is not None:
+        _copy_artifacts(source.artifacts, folder / ARTIFACTS)
     manifest: dict[str, object] = {
         "version": VERSION,
         "made_at": SystemClock().now_us(),
         "notes": _notes(source),
         "files": {
-            str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+            str(path.relative_to(folder)): sha256_of(path)
             for path in sorted(folder.rglob("*"))
             if path.is_file()
         },
@@ -99,6 +107,8 @@ def _notes(source: Places) -> list[str]:
         notes.append("the books are in a PostgreSQL server: back them up with its own tools")
     if source.log is None:
         notes.append("the log is in Kafka, which keeps it")
+    if source.artifacts is None:
+        notes.append("the artifacts are in a bucket, which keeps them")
     if source.analytics is None:
         notes.append("after a restore run `tollgate rebuild clickhouse`")
     else:
@@ -237,6 +247,21 @@ def _copy_file(path: Path, target: Path) -> None:
     if path.exists():
         target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         shutil.copy2(path, target)
+
+
+def _copy_artifacts(source: Path, target: Path) -> None:
+    """Without what is still on its way in, and what is deleted meanwhile: its time is over."""
+    for path in sorted(source.glob("[0-9a-f][0-9a-f]/*")):
+        place = target / path.parent.name / path.name
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copyfile(path, place)
+
+
+def sha256_of(path: Path) -> str:
+    """Hex, of a file of any size."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _make_empty(folder: Path) -> None:

@@ -10,7 +10,7 @@ import datetime
 import re
 import tomllib
 from collections.abc import Collection
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -134,7 +134,7 @@ def usd_per_million(price: str) -> int:
     """Nano-USD per 10^6 units of a decimal string in USD per 10^6 units. Raises ValueError."""
     try:
         nano = Decimal(price) * NANO_PER_USD
-    except InvalidOperation as ex:
+    except ArithmeticError as ex:  # no number, or far too large a one
         raise ValueError(f"not a decimal number: {price!r}") from ex
     if not nano.is_finite() or nano != nano.to_integral_value():
         raise ValueError(f"finer than a nano-dollar, or no number: {price!r}")

@@ -1,7 +1,6 @@
 """Puts a backup into an empty data folder."""
 
 import contextlib
-import hashlib
 import json
 import shutil
 import sqlite3
@@ -9,7 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from schemas.config import Config
-from services.backends.backup import BOOKS, FILES, LOG, MANIFEST, OUTBOX, VERSION, Places, places
+from services.backends.backup import (
+    ARTIFACTS,
+    BOOKS,
+    FILES,
+    LOG,
+    MANIFEST,
+    OUTBOX,
+    VERSION,
+    Places,
+    places,
+    sha256_of,
+)
 
 
 class CannotRestore(Exception):
@@ -24,15 +34,16 @@ def restore(config: Config, folder: Path) -> dict[str, Any]:
     manifest = _checked(folder)
     target = places(config)
     _require_unused(target)
+    _require_places(folder, target)
     for name, path in ((BOOKS, target.books), (LOG, target.log)):
-        if (folder / name).exists():
-            if path is None:
-                raise CannotRestore(f"the backup has a {name}, the configuration no place for it")
+        if path is not None and (folder / name).exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / name, path)
             path.chmod(0o640)
     if target.books is not None and target.analytics is not None and target.books.exists():
         _refill_analytics(target.books)
+    if target.artifacts is not None and (folder / ARTIFACTS).is_dir():
+        shutil.copytree(folder / ARTIFACTS, target.artifacts, dirs_exist_ok=True)
     if (folder / OUTBOX).is_dir():
         shutil.copytree(folder / OUTBOX, target.outbox, dirs_exist_ok=True)
     if (folder / FILES).is_dir():
@@ -50,7 +61,7 @@ def _checked(folder: Path) -> dict[str, Any]:
         raise CannotRestore(f"a backup of version {manifest.get('version')}, not {VERSION}")
     for name, digest in files.items():
         path = folder / name
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        if not path.is_file() or sha256_of(path) != digest:
             raise CannotRestore(f"{path} is not what was backed up")
     return dict(manifest)
 
@@ -59,9 +70,18 @@ def _require_unused(target: Places) -> None:
     found = [
         path for path in (target.books, target.log, target.analytics) if path and path.exists()
     ]
-    found += [path for path in (target.outbox,) if path.is_dir() and any(path.iterdir())]
+    for folder in (target.outbox, target.artifacts):
+        if folder is not None and folder.is_dir() and any(folder.iterdir()):
+            found.append(folder)
     if found:
         raise CannotRestore(f"{found[0]} exists: restore into an empty data folder")
+
+
+def _require_places(folder: Path, target: Places) -> None:
+    kept = {BOOKS: target.books, LOG: target.log, ARTIFACTS: target.artifacts}
+    for name, path in kept.items():
+        if path is None and (folder / name).exists():
+            raise CannotRestore(f"the backup has {name}, the configuration no place for it")
 
 
 def _refill_analytics(books: Path) -> None:

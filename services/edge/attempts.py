@@ -86,10 +86,9 @@ class Upstreams:
         self._cooldowns = Cooldowns(clock.monotonic_s)
         self._in_flight: dict[str, int] = {}
 
-    def serving(self, x: Exchange, path: str = "") -> list[Channel]:
-        """The channels that may take the request, best first.
-
-        Raises Refusal: 429 when all of them cool down until a known time, else 503."""
+    def candidates(self, x: Exchange) -> list[Channel]:
+        """The channels that serve the model in this dialect, best first. Raises Refusal(503) when
+        there is none."""
         assert x.view is not None
         assert x.key is not None
         assert x.price is not None
@@ -99,13 +98,19 @@ class Upstreams:
         )
         if not channels:
             raise Refusal(Code.NO_CAPACITY, "no available accounts")
-        ready = [channel for channel in channels if self._ready(channel, path)]
-        if ready:
-            return ready
-        end_s = self._cooldowns.known_end_s([channel.name + path for channel in channels])
+        return channels
+
+    def ready(self, channels: list[Channel], path: str = "") -> list[Channel]:
+        """Those that may be called now."""
+        return [channel for channel in channels if self._ready(channel, path)]
+
+    def resting(self, channels: list[Channel]) -> Refusal:
+        """For `channels` of which none is ready: 429 when all of them cool down until a known time,
+        else 503."""
+        end_s = self._cooldowns.known_end_s([channel.name for channel in channels])
         if end_s is None:
-            raise Refusal(Code.NO_CAPACITY, "no available accounts")
-        raise Refusal(
+            return Refusal(Code.NO_CAPACITY, "no available accounts")
+        return Refusal(
             Code.RATE_LIMIT_EXCEEDED,
             "every upstream that serves this model is cooling down",
             retry_after_s=max(1, math.ceil(end_s)),

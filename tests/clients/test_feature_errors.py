@@ -139,6 +139,10 @@ def test_upstream_faults_become_502_503_504(stack, stream):
             error = reply.json()["error"]
             assert (reply.status, error["message"]) == (503, "no available accounts")
             assert error["type"] == "api_error"
+    poor = stack.new_key("fault-error-401", usd="0")  # what the key lacks itself is told first
+    for _ in range(6):  # every worker, whether its channel rests or not
+        reply = post(stack, "chat", poor, stream=stream)
+        assert (reply.status, reply.json()["error"]["code"]) == (402, "insufficient_balance")
 
 
 def test_the_time_limits_are_settings_with_the_promised_defaults():

@@ -141,6 +141,10 @@ def test_the_commands(tmp_path):
     run("migrate", folder="one")
     made = json.loads(run("account", "create", "someone", "--json", folder="one"))
     run("account", "topup", "someone", "5", folder="one")
+    artifact = Path("artifacts", "ab", "ab" * 32)
+    for path in (artifact, Path("artifacts", "drafts", "half")):
+        (tmp_path / "one" / path).parent.mkdir(parents=True)
+        (tmp_path / "one" / path).write_bytes(b"what a job made")
     backup = tmp_path / "backup"
     assert "filled from the log" in run("backup", str(backup), folder="one")
     assert (backup / "manifest.json").stat().st_mode & 0o777
@@ -149,5 +153,7 @@ def test_the_commands(tmp_path):
     (listed,) = json.loads(run("account", "list", "--json", folder="two"))
     assert (listed["id"], listed["available_usd"]) == (made["id"], "5")
     assert "exists" in run("restore", str(backup), folder="two", code=1)
-    secrets = [(tmp_path / each / "secret.key").read_bytes() for each in ("one", "two")]
-    assert secrets[0] == secrets[1]
+    for name in (artifact, "secret.key"):
+        one, two = ((tmp_path / each / name).read_bytes() for each in ("one", "two"))
+        assert one == two
+    assert not (tmp_path / "two" / "artifacts" / "drafts").exists()

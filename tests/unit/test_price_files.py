@@ -110,6 +110,7 @@ def test_decimal_text_is_read_exactly(tmp_path):
         ('input = "1"', "input = 1.0", r"v.toml: models\[.*usd_per_million.*Expected `str`"),
         ('input = "1"', 'input = "-1"', r"v.toml: models\[0\].usd_per_million.input: out of range"),
         ('input = "1"', 'input = "one"', r"models\[0\].usd_per_million.input: not a decimal"),
+        ('input = "1"', 'input = "1e999999"', r"models\[0\].usd_per_million.input: not a decimal"),
         ('input = "1"', 'input = "1e-10"', r"models\[0\].usd_per_million.input: finer"),
         ('input = "1"', 'input = "NaN"', r"models\[0\].usd_per_million.input: finer"),
         ("context_window = 10", "context_window = 0", r"v.toml: models\[.*context_window"),

@@ -49,7 +49,8 @@ class CountTokensResource(Authenticated):
     def _upstream(self, x: Exchange, resp: falcon.Response) -> bool:
         upstreams = self._worker.upstreams
         try:
-            channels = [channel for channel in upstreams.serving(x, PATH) if channel.count_tokens]
+            ready = upstreams.ready(upstreams.candidates(x), PATH)
+            channels = [channel for channel in ready if channel.count_tokens]
             if not channels:
                 return False
             call = upstreams.call(x, channels[:1], PATH, ANSWER_S)

@@ -124,10 +124,11 @@ class TextResource:
             x.body = self._body(x)
         x.parsed = x.dialect.parse_request(x.body, x.headers)
         x.price = check_model(x.view.snapshot, x.view.index, x.key, x.parsed.model)
-        channels = worker.upstreams.serving(x)
+        channels = worker.upstreams.candidates(x)
+        x.channels = worker.upstreams.ready(channels)
         x.bound = hold_bound(
             x.view.prices.book,
-            channels=[channel.name for channel in channels],
+            channels=[channel.name for channel in x.channels or channels],
             priced_as=x.price.model,
             multiplier_ppm=x.view.prices.book.multipliers_ppm[x.key.group],
             shape=x.parsed.shape,
@@ -142,6 +143,8 @@ class TextResource:
         if x.rates:
             tokens = x.parsed.shape.text_bytes // BYTES_PER_TOKEN
             x.permit = worker.rates.admit(x.rates, tokens)
+        if not x.channels:  # only now: what the key itself lacks is told first
+            raise worker.upstreams.resting(channels)
         if x.line is not None:
             worker.lines.take(x.line)
         if x.cut:  # while its body came, or it waited for money or a place
@@ -150,7 +153,6 @@ class TextResource:
             worker.recorder.request(x, x.reservation)
         except DiskFull as ex:
             raise Refusal(Code.UNAVAILABLE, "the gateway cannot record requests now") from ex
-        x.channels = channels
 
     def _body(self, x: Exchange) -> bytes:
         edge = self._worker.config.edge
