@@ -62,7 +62,7 @@ def verify(cli: Cli, file: Any, key_file: Path | None) -> None:
         raise click.ClickException(f"{path}: {ex}") from ex
     try:
         found = check(json.loads(file.read()), keys)
-    except ValueError as ex:
+    except (ValueError, RecursionError) as ex:
         raise click.ClickException(f"no JSON: {ex}") from ex
     except NotGenuine as ex:
         raise click.ClickException(f"not genuine: {ex}") from ex

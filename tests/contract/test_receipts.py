@@ -110,6 +110,9 @@ def test_the_query_api_and_the_command(plant, settled, tmp_path, monkeypatch, ca
     assert (code, "not genuine" in said) == (1, True), said
     file.write_text("{")
     assert run("receipt", "verify", str(file))[0] == 1
+    file.write_text("[" * 100_000)
+    code, said = run("receipt", "verify", str(file))
+    assert (code, "Traceback" in said) == (1, False)
     old = keys.signing().key_id
     assert run("receipt", "rotate")[0] == 0
     assert keys.signing().key_id != old
