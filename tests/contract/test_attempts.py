@@ -10,7 +10,6 @@ from schemas.errors import Code
 from services.backends.clock import SystemClock
 from services.core.catalog import Channel
 from services.core.dialects import DIALECTS
-from services.core.errors import Refusal
 from services.core.outcomes import Ending
 from services.edge import attempts
 from services.edge.attempts import Failure, Upstreams
@@ -148,13 +147,10 @@ def test_a_route_beside_inference_has_a_health_of_its_own(house):
     for _ in range(4):
         with pytest.raises(Failure):
             here.call("/count")
-    x = here.exchange()
-    with pytest.raises(Refusal, match="no available accounts"):
-        here.upstreams.serving(x, "/count")
-    assert here.upstreams.serving(x) == here.channels
+    assert here.upstreams.ready(here.channels, "/count") == []
+    assert here.upstreams.ready(here.channels) == here.channels
     assert here.call()[1].status == 200
-    with pytest.raises(Refusal):
-        here.upstreams.serving(x, "/count")
+    assert here.upstreams.ready(here.channels, "/count") == []
 
 
 def test_a_silent_upstream_is_waited_for_as_long_as_the_caller_says(house):
