@@ -31,10 +31,11 @@ class SystemClock:
 
 class WorkerClock(SystemClock):
     """The machine's clock as it last agreed with the database's: when it steps meanwhile, what is
-    under way still ends at the right time."""
+    under way still ends at the right time; when it is off, what is refused is told at that time."""
 
     def __init__(self) -> None:
         self._ahead_us = self.ahead_us()
+        self._off = False
 
     def now_us(self) -> int:
         return time.monotonic_ns() // 1_000 + self._ahead_us
@@ -43,9 +44,15 @@ class WorkerClock(SystemClock):
         """How far the machine's clock is before the monotonic one now."""
         return time.time_ns() // 1_000 - time.monotonic_ns() // 1_000
 
-    def trust(self, ahead_us: int) -> None:
-        """The machine's clock was right when `ahead_us` was read."""
-        self._ahead_us = ahead_us
+    def trust(self, ahead_us: int, off_us: int = 0) -> None:
+        """The machine's clock was right, or `off_us` ahead, when `ahead_us` was read."""
+        self._ahead_us = ahead_us - off_us
+        self._off = off_us != 0
+
+    def follow(self) -> None:
+        """Nothing depends on it now: the machine's clock as it is, unless it is known to be off."""
+        if not self._off:
+            self._ahead_us = self.ahead_us()
 
 
 class FakeClock:
@@ -69,8 +76,11 @@ class FakeClock:
         with self._lock:
             return self._now_us - self._monotonic_us
 
-    def trust(self, ahead_us: int) -> None:
+    def trust(self, ahead_us: int, off_us: int = 0) -> None:
         """It is right as it is."""
+
+    def follow(self) -> None:
+        """As `trust`."""
 
     def advance(self, seconds: float) -> None:
         """Moves both readings by `seconds`."""

@@ -60,6 +60,7 @@ class Grants:
         centre answers with the first result. One call per account at a time, so that a crowd at a
         limit leaves the database to everybody else."""
         number = lease.grant_no + 1
+        ahead_us = 0
         try:
             with lease.gate:
                 self._raise_known(lease, need_nano)
@@ -84,6 +85,7 @@ class Grants:
             self._counters.add(_GRANTS, "refused")
             raise Refusal(Code.INVALID_API_KEY, "this API key may not be used any more") from ex
         except ClockOff as ex:
+            self._clock.trust(ahead_us, ex.off_us)
             self._counters.add(_GRANTS, "refused")
             raise Refusal(Code.UNAVAILABLE, str(ex)) from ex
         except IncarnationNotOpen as ex:

@@ -227,8 +227,8 @@ class LeaseBook:
         rest cost nothing here: a worker may have thousands, one for each key used lately."""
         if self._leases:
             self._sync(list(self.figures.leases))
-        else:  # nothing can be spent, so no time can be wrong
-            self._clock.trust(self._clock.ahead_us())
+        else:
+            self._clock.follow()
         if self._clock.monotonic_s() >= self._sweep_s:
             self._sweep_s = self._clock.monotonic_s() + SWEEP_S
             self._close_idle()

@@ -438,3 +438,23 @@ def test_what_is_under_way_when_the_machines_clock_steps_still_counts_in_its_win
     monkeypatch.undo()
     desk.book.poll()
     assert abs(desk.clock.now_us() / 1e6 - time.time()) < 1
+
+
+@pytest.mark.parametrize("off_s", [-600, 600])
+def test_what_a_worker_whose_clock_is_off_refuses_is_told_at_the_right_time(
+    world, monkeypatch, off_s
+):
+    """Events of the future are set aside, and many of them stop the ledger."""
+    right = time.time_ns
+    monkeypatch.setattr(time, "time_ns", lambda: right() + off_s * 10**9)
+    desk = Desk(world, clock=WorkerClock())
+    for _ in range(2):
+        with pytest.raises(Refusal) as caught:
+            desk.book.reserve(desk.key, USD // 100)
+        assert caught.value.code is Code.UNAVAILABLE
+        assert abs(desk.clock.now_us() / 1e6 - database_s(world)) < 2
+        desk.book._leases.clear()  # as after a while
+        desk.book.poll()
+    monkeypatch.undo()
+    assert desk.book.reserve(desk.key, USD // 100)
+    assert abs(desk.clock.now_us() / 1e6 - database_s(world)) < 2
