@@ -5,7 +5,7 @@ path. Secrets are written `env:NAME` or `file:PATH` and stay so until the moment
 paths are relative to `data_dir`.
 """
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -14,6 +14,11 @@ Seconds: TypeAlias = Annotated[float, msgspec.Meta(gt=0, le=86_400)]
 Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1)]
 Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
 Name: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+PROVIDERS: Final = (
+    *("fal", "imagen", "openai", "openai-embeddings", "openai-videos"),
+    *("replicate", "rerank", "veo"),
+)
+DESCRIBED: Final = "http:"  # before the file that describes a provider
 TextDialect: TypeAlias = Literal["anthropic", "chat", "responses"]
 
 
@@ -59,7 +64,7 @@ class Database(Section, kw_only=True):
 
 class ClickHouse(Section, kw_only=True):
     dsn: str = "chdb:///clickhouse"  # path relative to data_dir; http://user:pw@host:8123/db else
-    database: str = "tollgate"
+    database: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")] = "tollgate"
 
 
 class Outbox(Section, kw_only=True):

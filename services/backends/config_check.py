@@ -3,11 +3,13 @@ one line that begins with the path of the wrong value."""
 
 import re
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlsplit
 
-from schemas.config import Channel, Config
+from schemas.config import DESCRIBED, PROVIDERS, Channel, Config
 from services.core.addresses import networks
+from services.core.bonus import steps_of
 from services.core.urls import base_url
 
 T = TypeVar("T")
@@ -43,6 +45,7 @@ def check(config: Config) -> None:
             _at(path, base_url, text)
     if config.artifacts.store == "s3" and not config.artifacts.bucket:
         raise ValueError('artifacts.bucket: store = "s3" needs one')
+    steps_of(config.bonus)
     _places(config)
 
 
@@ -70,11 +73,21 @@ def _is_clickhouse(dsn: str) -> bool:
 def _channel(path: str, channel: Channel) -> None:
     if bool(channel.dialect) == bool(channel.provider):
         raise ValueError(f"{path}: write either `dialect` (text) or `provider` (media)")
+    if channel.provider:
+        _provider(f"{path}.provider", channel.provider)
     _at(f"{path}.base_url", base_url, channel.base_url)
     if not channel.models:
         raise ValueError(f"{path}.models: a channel serves at least one model")
     if channel.credential and not channel.credential.startswith(("env:", "file:")):
         raise ValueError(f"{path}.credential: write env:NAME or file:PATH, never the secret")
+
+
+def _provider(path: str, provider: str) -> None:
+    if not provider.startswith(DESCRIBED):
+        if provider not in PROVIDERS:
+            raise ValueError(f"{path}: one of {', '.join(PROVIDERS)}, or {DESCRIBED}FILE")
+    elif not Path(provider.removeprefix(DESCRIBED)).is_file():
+        raise ValueError(f"{path}: there is no file {provider.removeprefix(DESCRIBED)}")
 
 
 def _unique(path: str, names: Iterable[str]) -> None:

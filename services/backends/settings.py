@@ -92,13 +92,23 @@ def resolve_secret(reference: str) -> str:
         value = environment(name)
         if not value:
             raise ConfigError(f"the environment variable {name} is not set")
-        return value
+        return _one_line(value, f"the secret in the environment variable {name}")
     if kind == "file":
         try:
-            return Path(name).expanduser().read_text("utf-8").strip()
+            value = Path(name).expanduser().read_text("utf-8").strip()
         except (OSError, UnicodeDecodeError) as ex:
             raise ConfigError(f"cannot read the secret in {name}: {ex}") from ex
+        return _one_line(value, f"the secret in {name}")
     raise ConfigError("a secret is written env:NAME or file:PATH, never in clear text")
+
+
+def _one_line(secret: str, what: str) -> str:
+    """It is sent in a header."""
+    if not secret:
+        raise ConfigError(f"{what} is empty")
+    if not (secret.isascii() and secret.isprintable()):
+        raise ConfigError(f"{what} is not one line of ASCII characters")
+    return secret
 
 
 def load_secret(data_dir: Path | str) -> bytes:

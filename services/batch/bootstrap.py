@@ -4,7 +4,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
-from schemas.config import Config
+from schemas.config import DESCRIBED, Config
 from services.backends import settings
 from services.backends.clock import SystemClock
 from services.backends.heartbeat import Heartbeat
@@ -69,7 +69,6 @@ _BUILT_IN: Final[tuple[type[Provider], ...]] = (
     Imagen,
     Fal,
 )
-_DESCRIBED: Final = "http:"
 
 
 class Batch:
@@ -176,7 +175,7 @@ def providers(config: Config) -> dict[str, Provider]:
     public = config.artifacts.public_url.rstrip("/")
     found[Replicate.name] = Replicate(f"{public}/hooks/replicate" if public else "")
     for channel in config.channels:
-        if channel.provider.startswith(_DESCRIBED):
-            path = Path(channel.provider.removeprefix(_DESCRIBED))
+        if channel.provider.startswith(DESCRIBED):
+            path = Path(channel.provider.removeprefix(DESCRIBED))
             found[channel.provider] = Generic(path)
     return found

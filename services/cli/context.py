@@ -10,6 +10,7 @@ import click
 
 from schemas.config import Config
 from services.backends import settings
+from services.core.texts import one_line
 
 
 class Cli:
@@ -43,7 +44,7 @@ class Cli:
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Rows under their headers; numbers to the right."""
-    cells = [[str(value) if value is not None else "-" for value in row] for row in rows]
+    cells = [[one_line(str(value)) if value is not None else "-" for value in row] for row in rows]
     if not cells:
         return "(none)"
     widths = [

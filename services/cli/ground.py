@@ -77,15 +77,21 @@ def is_up(data_dir: Path) -> bool:
     return True
 
 
-def make_folder(data_dir: Path) -> None:
-    """Makes the data folder. Raises Refused when it cannot be written or is on a network."""
+def require_writable(folder: Path) -> None:
+    """Makes the folder. Raises Refused when it cannot be written."""
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        probe = data_dir / f".write-{os.getpid()}"
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{os.getpid()}"
         probe.write_bytes(b"")
         probe.unlink()
     except OSError as ex:
-        raise Refused(f"cannot write into {data_dir}: {ex.strerror}") from ex
+        raise Refused(f"cannot write into {folder}: {ex.strerror}") from ex
+
+
+def make_folder(data_dir: Path) -> None:
+    """Makes a folder that locks count in. Raises Refused when it cannot be written or is on a
+    network."""
+    require_writable(data_dir)
     kind = file_system(data_dir)
     if kind in _NETWORK:
         raise Refused(

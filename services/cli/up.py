@@ -17,7 +17,7 @@ from services.backends.settings import under
 from services.cli import demo as demonstration
 from services.cli import installation
 from services.cli.context import Cli, Command
-from services.cli.ground import FolderLock, Refused, make_folder, require_port
+from services.cli.ground import FolderLock, Refused, make_folder, require_port, require_writable
 from services.cli.supervisor import Part, PartKeepsDying, Supervisor
 
 READY_S: Final = 90.0
@@ -58,6 +58,8 @@ def up(cli: Cli, host: str | None, port: int | None, quiet: bool) -> None:
     lifecycle.set_title("up")
     data_dir = Path(config.data_dir)
     make_folder(data_dir)
+    make_folder(under(config, config.outbox.path))
+    require_writable(under(config, config.artifacts.path))
     with FolderLock(data_dir):
         _choose_ports(config)
         simulated = installation.wants_sim(config)

@@ -1,7 +1,11 @@
 """What a top-up earns on top of what was paid: a line of its own in the wallet."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from decimal import Decimal, InvalidOperation
 from typing import NamedTuple, TypeAlias
+
+from schemas.config import Bonus
+from services.core.money import parse_usd
 
 PPM = 1_000_000
 
@@ -14,6 +18,26 @@ class Step(NamedTuple):
 
 
 Ladder: TypeAlias = Iterable[Step]
+
+
+def steps_of(steps: Sequence[Bonus]) -> tuple[Step, ...]:
+    """What a configuration says, lowest first. Raises ValueError, naming the wrong field."""
+    return tuple(sorted(_step(f"bonus[{at}]", step) for at, step in enumerate(steps)))
+
+
+def _step(path: str, step: Bonus) -> Step:
+    try:
+        from_nano = parse_usd(step.from_usd)
+    except ValueError as ex:
+        raise ValueError(f"{path}.from_usd: {ex}") from ex
+    try:
+        ppm = Decimal(step.percent) * (PPM // 100)
+        whole = int(ppm) if ppm.is_finite() else -1
+    except (InvalidOperation, ValueError, OverflowError) as ex:
+        raise ValueError(f"{path}.percent: not a number") from ex
+    if whole != ppm or not 0 <= whole <= PPM:
+        raise ValueError(f"{path}.percent: write 0 to 100, with at most four decimals")
+    return Step(from_nano, whole)
 
 
 def bonus_nano(ladder: Ladder, amount_nano: int) -> int:

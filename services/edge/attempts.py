@@ -87,8 +87,8 @@ class Upstreams:
         self._in_flight: dict[str, int] = {}
 
     def candidates(self, x: Exchange) -> list[Channel]:
-        """The channels that serve the model in this dialect, best first. Raises Refusal(503) when
-        there is none."""
+        """The channels that serve the model in this dialect, best first. Raises Refusal(400) when
+        there is none: the key's group has the model in another protocol only."""
         assert x.view is not None
         assert x.key is not None
         assert x.price is not None
@@ -97,7 +97,11 @@ class Upstreams:
             x.view.snapshot, x.key.group, x.dialect.name, x.price.model, x.parsed.session_id
         )
         if not channels:
-            raise Refusal(Code.NO_CAPACITY, "no available accounts")
+            raise Refusal(
+                Code.UNSUPPORTED_MODEL,
+                f"unsupported_model: no channel serves {x.price.model!r} at {x.dialect.path}",
+                param="model",
+            )
         return channels
 
     def ready(self, channels: list[Channel], path: str = "") -> list[Channel]:

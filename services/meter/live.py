@@ -15,6 +15,7 @@ from schemas.events import Error, Usage
 from services.backends.sql.accounts import Balance
 from services.backends.sql.engine import DatabaseUnavailable
 from services.core.money import cents_down, exact_usd
+from services.core.texts import one_line
 
 _QUEUE: Final = 10_000
 _LINES_PER_DRAIN: Final = 100
@@ -67,7 +68,7 @@ class Live:
 def line_of(event: Usage | Error, balance_nano: int | None) -> str:
     """`12:30:01  claude-sonnet-4-5  in 1,204  out 380  cache 18,002  $0.0123  balance $9.98`."""
     clock = time.strftime("%H:%M:%S", time.localtime(event.occurred_at / 1_000_000))
-    parts = [clock, f"{event.model or '-':<28}"]
+    parts = [clock, f"{one_line(event.model) or '-':<28}"]
     if isinstance(event, Usage):
         used = event.usage
         cached = sum(units for name, units in used.items() if name.startswith("cache_"))

@@ -6,6 +6,7 @@ import sys
 
 import gevent
 from gevent.server import StreamServer
+from setproctitle import setproctitle
 
 from services.sim import prices
 from services.sim.app import Provider
@@ -30,6 +31,7 @@ def _arguments() -> argparse.Namespace:
 
 def main() -> int:
     asked = _arguments()
+    setproctitle("tollgate: sim")
     pace = Pace(asked.ttft_ms / 1000, asked.tokens_per_s)
     table = prices.load(asked.prices)
     media = Media(

@@ -37,6 +37,7 @@ def openai(kind, code, param=None):
     return {"error": {"message": "str", "type": kind, "param": param, "code": code}}
 
 
+OTHERS = "a model that only channels of another protocol serve"
 BAD, PERMISSION = "invalid_request_error", "permission_error"
 ENVELOPES = {
     # case -> model asked, key, status, Anthropic type, OpenAI type, code, param
@@ -45,6 +46,7 @@ ENVELOPES = {
     "no quota": (None, "small", 402, PERMISSION, PERMISSION, "quota_exceeded", None),
     "group": ("gpt-4o", "narrow", 403, PERMISSION, PERMISSION, "model_not_in_group", "model"),
     "unknown model": ("gpt-none", "", 404, "not_found_error", BAD, "model_not_found", "model"),
+    "protocol": (OTHERS, "", 400, BAD, BAD, "unsupported_model", "model"),
     "wrong type": (7, "", 400, BAD, BAD, "invalid_param", "model"),
 }  # fmt: skip
 
@@ -58,6 +60,8 @@ def test_the_envelope_is_the_routes(stack, dialect, case):
         "narrow": lambda: stack.key("narrow"),
     }
     secret = keys.get(which, stack.key)() if case != "no key" else ""
+    if model == OTHERS:
+        model = "gpt-5-mini" if dialect == "anthropic" else "claude-haiku-4-5"
     change = {} if model is None else {"model": model}
     reply = post(stack, dialect, secret, stream=True, **change)
     assert reply.status == status

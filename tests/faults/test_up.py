@@ -123,8 +123,7 @@ class Up:
                 line = " ".join(child.cmdline())
             except psutil.Error:
                 continue  # it has just died
-            role = "sim" if "services.sim" in line else line.removeprefix("tollgate: ").strip()
-            found[role] = child
+            found[line.removeprefix("tollgate: ").strip()] = child
         return found
 
     def part(self, role):

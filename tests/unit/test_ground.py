@@ -7,7 +7,14 @@ from pathlib import Path
 import pytest
 
 from services.cli import ground
-from services.cli.ground import FolderLock, Refused, file_system, make_folder, require_port
+from services.cli.ground import (
+    FolderLock,
+    Refused,
+    file_system,
+    make_folder,
+    require_port,
+    require_writable,
+)
 
 
 def test_a_folder_has_one_owner_at_a_time(tmp_path):
@@ -59,8 +66,9 @@ def test_a_folder_is_made_and_left_clean(tmp_path):
 
 @pytest.mark.parametrize("place", ["/proc/nothing", "/dev/null/nothing"])
 def test_a_folder_that_cannot_be_written_is_refused(place):
-    with pytest.raises(Refused, match=f"cannot write into {place}"):
-        make_folder(Path(place))
+    for make in (make_folder, require_writable):
+        with pytest.raises(Refused, match=f"cannot write into {place}"):
+            make(Path(place))
 
 
 def test_a_network_folder_is_refused(tmp_path, monkeypatch):

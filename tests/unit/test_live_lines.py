@@ -2,10 +2,13 @@
 
 import io
 
+import msgspec
+
 from schemas.errors import Code, Outcome, Stage
 from schemas.events import Error, Usage
 from services.backends.sql.accounts import Balance
 from services.backends.sql.engine import DatabaseUnavailable
+from services.cli.context import table
 from services.meter.live import Live, line_of
 
 COMMON = {
@@ -71,3 +74,12 @@ def test_neither_a_closed_terminal_nor_a_database_that_is_away_is_felt():
     out.close()
     live.show([USAGE])
     live.drain()
+
+
+def test_a_client_makes_up_no_line_and_moves_no_cursor():
+    """The model of a refused request is whatever its client wrote."""
+    forged = msgspec.structs.replace(ERROR, model="x\n12:00:00  claude  $0.00 \x1b[31m")
+    line = line_of(forged, 10_000_000_000)
+    assert line.isprintable()
+    assert "free: timeout" in line
+    assert table(("model",), [[forged.model]]).count("\n") == 1

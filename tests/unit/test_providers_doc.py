@@ -6,6 +6,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from schemas.config import PROVIDERS
 from services.backends import settings
 from services.backends.http.client import Reply
 from services.batch import bootstrap
@@ -38,6 +39,10 @@ def test_the_description_describes_a_provider(tmp_path):
 def test_every_provider_stands_in_the_table():
     named = set(re.findall(r"^\| `([a-z-]+)` \|", TEXT, re.MULTILINE))
     assert named - {"provider"} == set(bootstrap.providers(settings.load(None, {})))
+
+
+def test_the_configuration_takes_every_provider_and_no_other():
+    assert set(PROVIDERS) == set(bootstrap.providers(settings.load(None, {})))
 
 
 def test_every_fault_stands_in_the_table():

@@ -59,6 +59,7 @@ def test_other_variables_are_no_configuration(tmp_path):
 
 
 CHANNEL = '[[channels]]\nname = "c"\ndialect = "chat"\nbase_url = "http://h"\nmodels = ["m"]\n'
+MEDIA = '[[channels]]\nname = "m"\nprovider = "{}"\nbase_url = "http://h"\nmodels = ["m"]\n'
 
 
 @pytest.mark.parametrize(
@@ -90,6 +91,10 @@ CHANNEL = '[[channels]]\nname = "c"\ndialect = "chat"\nbase_url = "http://h"\nmo
         ('[edge]\nquery_url = "here"', "edge.query_url: write unix:PATH or http"),
         ('[artifacts]\npublic_url = "gateway.example"', "artifacts.public_url: must start"),
         ('[edge]\nhost = ""', "edge.host: expected 'str' of length >= 1"),
+        ('[clickhouse]\ndatabase = "a b"', "clickhouse.database: expected 'str' matching regex"),
+        ('[[bonus]]\nfrom_usd = "ten"\npercent = "3"', r"bonus\[0\].from_usd: not an amount"),
+        (MEDIA.format("nobody"), r"channels\[0\].provider: one of fal, imagen, .* or http:FILE"),
+        (MEDIA.format("http:/none.toml"), r"channels\[0\].provider: there is no file /none.toml"),
         ('data_dir = ""', "data_dir: expected 'str' of length >= 1"),
         (CHANNEL.replace("http://h", "http://h:99999"), r"channels\[0\].base_url: .*Port out of"),
         (CHANNEL.replace("http://h", "http:///v1"), r"channels\[0\].base_url: names no host"),
@@ -131,7 +136,11 @@ def test_secrets_are_read_at_the_moment_of_use(tmp_path, monkeypatch):
     assert settings.resolve_secret("env:A_SECRET") == "s3cret"
     assert settings.resolve_secret(f"file:{tmp_path}/f") == "from file"
     assert settings.resolve_secret("") == ""
+    (tmp_path / "two").write_text("sk-x\nsk-y\n")
+    (tmp_path / "empty").write_text("\n")
     for wrong, says in [
+        (f"file:{tmp_path}/two", "two is not one line of ASCII"),
+        (f"file:{tmp_path}/empty", "empty is empty"),
         ("env:NONE", "NONE is not set"),
         ("file:/none", "cannot read"),
         ("sk-x", "clear text"),
