@@ -2,7 +2,10 @@
 what can still be spent, and raising it again helps at once."""
 
 import pytest
+from sqlalchemy import update
 
+from services.backends.sql.engine import write
+from services.backends.sql.tables import limit_row
 from services.core.errors import Refusal
 from tests.contract.test_leases import USD, Desk
 from tests.parts.postgres import database_url, engine  # noqa: F401
@@ -40,6 +43,19 @@ def test_a_quota_lowered_below_what_is_out(world):
     world.catalog.update_key(world.key.id, quota_nano=10 * USD)
     other.clock.sleep(1)
     assert other.book.reserve(other.key, USD // 100)
+
+
+def test_what_a_request_holds_when_a_quota_is_lowered_serves_no_other_one(world):
+    desk = Desk(world)
+    held = desk.book.reserve(desk.key, 4 * USD)
+    world.catalog.update_key(world.key.id, quota_nano=USD)
+    # As after a long stream: nobody waits for the money any more.
+    write(world.engine, lambda c: c.execute(update(limit_row).values(recall_at=None)))
+    desk.book.settle(held, 2 * USD)
+    desk.book.poll()
+    with pytest.raises(Refusal):
+        desk.book.reserve(desk.key, 1)
+    assert _quota(world)[2] == 2 * USD  # spent, not settled yet
 
 
 def _spend_all(desk):

@@ -22,7 +22,7 @@ from services.backends.sql.engine import now_us
 from services.backends.sql.lease_records import SyncReply
 from services.backends.sql.tables import incarnation, lease, limit_row
 from services.core import windows
-from services.core.budgets import LimitState
+from services.core.budgets import LimitState, headroom_nano
 
 RECALL_US: Final = 2_000_000  # how long a recall mark stands: as long as a request may wait
 
@@ -135,6 +135,8 @@ def sync_reply(connection: Connection, incarnation_id: str) -> SyncReply:
     rows = limit_rows(connection, {each for _, ids in own for each in ids})
     states = limit_states(rows, _by_limit(connection.execute(_PENDING_OF_MINE, me)))
     recalled = {row.id for row in rows if row.recalled}
+    # Of a limit that was lowered below what is out all comes back, as requests end.
+    recalled |= {each.limit_id for each in states if (headroom_nano(each) or 0) < 0}
     return SyncReply(
         {each.limit_id: each for each in states},
         {lease_id for lease_id, ids in own if not recalled.isdisjoint(ids)},

@@ -51,8 +51,9 @@ class LeaseReport(NamedTuple):
 
 class SyncReply(msgspec.Struct, frozen=True):
     """`limits` by id, of the worker's leases that have money; `recall`: leases whose idle money
-    somebody waits for; `state` of the incarnation (anything but `open`: cut the streams and exit);
-    `now` is the database's time. `clock_off`: so far off that the worker gets no grant."""
+    somebody waits for, or of a limit that was lowered below what is out; `state` of the incarnation
+    (anything but `open`: cut the streams and exit); `now` is the database's time. `clock_off`: so
+    far off that the worker gets no grant."""
 
     limits: Mapping[str, LimitState]
     recall: set[str]
