@@ -8,10 +8,12 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import insert
 
-from services.backends.sql.engine import open_engine
+from services.backends.sql.engine import open_engine, write
 from services.backends.sql.housekeeping import Housekeeping
 from services.backends.sql.job_records import ClaimLost
+from services.backends.sql.tables import channel
 from services.core.jobs import TERMINAL, Phase
 from tests.parts.jobs_world import JobsWorld
 from tests.parts.postgres import database_url, engine  # noqa: F401
@@ -134,6 +136,28 @@ def test_a_cancel_against_a_beginning_has_one_winner(both):
             assert told.cancel_at is not None
             assert told.phase is Phase.SUBMITTING
             world.write(started[0], None, Phase.CANCELLED, False)
+
+
+@pytest.mark.parametrize("bound", ["account_max", "channel_max"])
+def test_no_more_jobs_begin_than_may_run(both, bound):
+    world, (_, claims, _) = both
+    row = {each.name: "[]" if each.name in ("models", "groups") else 0 for each in channel.c}
+    row |= {"name": "one", "dialect": "", "base_url": "", "credential_sealed": "", "provider": "x"}
+    row |= {"count_tokens": False}
+    write(world.engine, lambda connection: connection.execute(insert(channel), row))
+    most = {"account_max": 0, "channel_max": 0, bound: 1}
+    for _ in range(ROUNDS):
+        for _ in range(2):
+            world.submit()
+        one, two = (each.job for each in world.claims.claim(2))
+        took = at_once(
+            lambda one=one: world.claims.begin_attempt(one, "one", "m", **most),
+            lambda two=two: claims.begin_attempt(two, "one", "m", **most),
+        )
+        (ran,) = (each for each in took if each is not None)
+        world.write(ran[0], None, Phase.FAILED, False)
+        put_off = two if took[0] is not None else one
+        world.jobs.cancel(put_off.id)
 
 
 def test_of_two_processes_that_end_a_job_one_does(both):

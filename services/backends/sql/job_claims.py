@@ -37,6 +37,7 @@ from services.backends.sql.job_rows import (
 )
 from services.backends.sql.job_tables import attempt, job
 from services.backends.sql.tables import account
+from services.backends.sql.tables import channel as channels
 from services.core.jobs import AttemptState, Phase
 from services.core.webhooks import PROGRESS
 
@@ -103,6 +104,11 @@ _ACTIVE_OF_ACCOUNT: Final = _ACTIVE.where(job.c.account_id == bindparam("account
 _ACTIVE_OF_CHANNEL: Final = _ACTIVE.where(job.c.channel == bindparam("channel"))
 _ACCOUNT: Final = (
     select(account.c.id).where(account.c.id == bindparam("account")).with_for_update(key_share=True)
+)
+_CHANNEL: Final = (
+    select(channels.c.name)
+    .where(channels.c.name == bindparam("channel"))
+    .with_for_update(key_share=True)
 )
 
 
@@ -356,10 +362,12 @@ def _is_full(
     connection: Connection, account_id: str, account_max: int, channel: str, channel_max: int
 ) -> bool:
     theirs, there = {"account": account_id}, {"channel": channel}
-    if account_max:  # one after the other, so that two do not both take the last place
+    # One after the other, so that two do not both take the last place.
+    if account_max:
         connection.execute(_ACCOUNT, theirs)
         if connection.execute(_ACTIVE_OF_ACCOUNT, theirs).scalar_one() >= account_max:
             return True
     if not channel_max:
         return False
+    connection.execute(_CHANNEL, there)
     return bool(connection.execute(_ACTIVE_OF_CHANNEL, there).scalar_one() >= channel_max)
