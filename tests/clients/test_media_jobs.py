@@ -103,6 +103,9 @@ def test_the_sdk_makes_images_and_speech_and_vectors(media, sdk):
     ):
         with pytest.raises(openai.BadRequestError, match="at once"):
             wrong()
+    with pytest.raises(openai.BadRequestError) as refused:
+        sdk.images.generate(model="sim-image", prompt="a fox", n=99)
+    assert refused.value.param == "n"
     with pytest.raises(openai.APIStatusError) as caught:
         sdk.images.generate(model="sim-image", prompt="a fox sim:fault create-moderated")
     assert caught.value.status_code == 451

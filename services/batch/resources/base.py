@@ -31,6 +31,7 @@ _PIECE: Final = 64 * 1024
 _NAME_MAX: Final = 256
 ORIGIN_HEADER: Final = "x-tollgate-origin"
 HOLD_HEADER: Final = "x-tollgate-hold-nano"
+FLAT_HEADER: Final = "x-tollgate-flat"  # its client wrote the parameters beside the model
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 
 

@@ -11,6 +11,7 @@ from services.backends.sql.job_records import Job
 from services.batch.admit import Ask
 from services.batch.cursors import decode_cursor, encode_cursor
 from services.batch.resources.base import (
+    FLAT_HEADER,
     Service,
     answer,
     decode,
@@ -70,6 +71,7 @@ class JobsResource:
         ask = _ask(decode(raw, _Submit), f"account:{key.account_id}", "/v1/jobs")
         ask = msgspec.structs.replace(
             ask,
+            where="" if req.get_header(FLAT_HEADER) else ask.where,
             idempotency_key=idempotency_key(req),
             body_bytes=len(raw),
         )

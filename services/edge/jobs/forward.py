@@ -28,6 +28,7 @@ from services.edge.worker import Worker
 BODY_MAX: Final = 1024 * 1024
 ORIGIN_HEADER: Final = "x-tollgate-origin"
 _HOLD_HEADER: Final = "x-tollgate-hold-nano"
+_FLAT_HEADER: Final = "x-tollgate-flat"
 WAIT_MAX_S: Final = 60.0
 _PATIENCE_S: Final = 6.0
 _RETRY_S: Final = 0.2
@@ -79,11 +80,16 @@ class Forwarder:
         caller: Caller | None,
         body: bytes,
         sent: tuple[str, ...] = _SENT,
+        *,
+        flat: bool = False,
     ) -> Answer:
         """The service's answer; patient while it starts; notes what a submission holds; `sent`:
-        which headers of the client it gets. Raises Refusal(UNAVAILABLE)."""
+        which headers of the client it gets; `flat`: its parameters stood beside the model. Raises
+        Refusal(UNAVAILABLE)."""
         headers = {name: value for name in sent if (value := req.get_header(name)) is not None}
         headers[ORIGIN_HEADER] = f"{req.scheme}://{req.netloc}"
+        if flat:
+            headers[_FLAT_HEADER] = "1"
         clock = self.worker.clock
         deadline_s = clock.monotonic_s() + _PATIENCE_S
         while True:

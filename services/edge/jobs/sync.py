@@ -146,7 +146,8 @@ class SyncRoute(_Waiting):
             if body.get(name) == wanted:
                 raise InvalidRequest(f"{name}: this route answers at once", param=name)
         asked = {"model": body.get("model"), "kind": self._kind, "input": self._to_input(body)}
-        made = self.forwarder.ask(req, "POST", "/v1/jobs", caller, msgspec.json.encode(asked))
+        raw = msgspec.json.encode(asked)
+        made = self.forwarder.ask(req, "POST", "/v1/jobs", caller, raw, flat=True)
         return made, str(body.get("response_format", ""))
 
 
