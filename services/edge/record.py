@@ -19,6 +19,7 @@ from services.core.ids import new_id
 from services.core.outcomes import PPM, Ending, Verdict, judge, refused
 from services.core.rates import tokens_used
 from services.core.rating import Rated, Unpriced, rate
+from services.core.usage import INFO
 from services.edge.counters import Counters
 from services.edge.elastic import HoldPolicy
 from services.edge.exchange import Exchange
@@ -100,11 +101,10 @@ class Recorder:
         assert self.leases is not None
         verdict = self._judged(x, ending, code)
         rated = self._rated(x, verdict)
-        if verdict.billed and rated is None:  # never free by a guess, never billed by one: ours
+        if verdict.billed and rated is None:
             log.error("usage_without_price", request_id=x.request_id, usage=verdict.usage)
-            verdict = Verdict(
-                outcome=Outcome.FAILED, code=Code.MODEL_WITHOUT_PRICE, stage=Stage.GATEWAY
-            )
+            verdict = self._priced_part(x, verdict)
+            rated = self._rated(x, verdict)
         charged_nano = 0
         if verdict.billed:
             assert rated is not None
@@ -143,6 +143,17 @@ class Recorder:
             return verdict
         stage = Stage.ROUTING if code is Code.NO_CAPACITY else verdict.stage
         return msgspec.structs.replace(verdict, code=code, stage=stage)
+
+    def _priced_part(self, x: Exchange, verdict: Verdict) -> Verdict:
+        """What has a price is due. What has none (searches, where the operator's prices name none)
+        is neither billed by a guess nor makes the rest free."""
+        units = verdict.usage.items()
+        usage = {name: n for name, n in units if self._rate(x, {name: n}) is not None}
+        if usage.keys() <= set(INFO):
+            return Verdict(
+                outcome=Outcome.FAILED, code=Code.MODEL_WITHOUT_PRICE, stage=Stage.GATEWAY
+            )
+        return msgspec.structs.replace(verdict, usage=usage)
 
     def _count(self, x: Exchange, event: Usage | Error) -> None:
         code = event.code if isinstance(event, Error) else ""
@@ -205,7 +216,12 @@ class Recorder:
         """What the customer owes, or for a free ending what the provider told it used: its cost
         is ours."""
         usage = verdict.usage if verdict.billed else (x.answer.usage if x.answer else None)
-        if not usage or x.view is None or x.price is None or x.key is None:
+        return self._rate(x, usage) if usage else None
+
+    @staticmethod
+    def _rate(x: Exchange, usage: dict[str, int]) -> Rated | None:
+        """None when something of it has no price."""
+        if x.view is None or x.price is None or x.key is None:
             return None
         try:
             return rate(

@@ -4,6 +4,7 @@ rest is reported as written off, and the meter finds the same money in the event
 import json
 from types import SimpleNamespace
 
+import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,7 +56,7 @@ class Journal:
         self.events.append(event)
 
 
-def exchange(tier_asked, group, channel):
+def exchange(tier_asked, group, channel, version=VERSION):
     dialect = DIALECTS["chat"]
     body = {"model": "gpt-5-4", "max_tokens": 1_000, "service_tier": tier_asked}
     body["messages"] = [{"role": "user", "content": "x" * 400}]
@@ -64,7 +65,7 @@ def exchange(tier_asked, group, channel):
     x.parsed = dialect.parse_request(json.dumps(body).encode(), {})
     x.key = SimpleNamespace(id="key_1", account_id="a", group=group)
     x.price = BOOK.models["gpt-5-4"]
-    x.view = SimpleNamespace(prices=VERSION)
+    x.view = SimpleNamespace(prices=version)
     x.channel = SimpleNamespace(name=channel)
     x.bound = hold_bound(
         BOOK,
@@ -79,6 +80,14 @@ def exchange(tier_asked, group, channel):
     lease = SimpleNamespace(id="lease_1", events=0, next_seq=lambda: 1)
     x.reservation = SimpleNamespace(hold_nano=x.bound.whole_nano, lease=lease)
     return x
+
+
+def recorder_over(journal, leases):
+    clock = FakeClock()
+    counters = SimpleNamespace(add=lambda *a, **k: None, observe=lambda *a, **k: None)
+    recorder = Recorder(journal, clock, counters, HoldPolicy(clock, 10**9))
+    recorder.leases = leases
+    return recorder
 
 
 units = st.dictionaries(
@@ -103,10 +112,7 @@ def test_charged_is_what_was_held_or_there_and_the_rest_is_reported(
 ):
     x = exchange(asked, group, channel)
     held_nano, leases, journal = x.reservation.hold_nano, Leases(spare_nano), Journal()
-    clock = FakeClock()
-    counters = SimpleNamespace(add=lambda *a, **k: None, observe=lambda *a, **k: None)
-    recorder = Recorder(journal, clock, counters, HoldPolicy(clock, 10**9))
-    recorder.leases = leases
+    recorder = recorder_over(journal, leases)
     x.answer = ResponseFacts(
         usage=usage,
         finished=True,
@@ -130,3 +136,22 @@ def test_charged_is_what_was_held_or_there_and_the_rest_is_reported(
     wanted = told if told is not None else asked if asked not in ("default", "auto") else ""
     assert event.tier == wanted
     Rerate(lambda version: VERSION if version == VERSION.id else None).check(event)
+
+
+def test_searches_that_the_operators_prices_do_not_name_make_nothing_else_free():
+    model = BOOK.models["gpt-5-4"]
+    classes = {name: price for name, price in model.classes.items() if "web_search" not in name}
+    models = {**BOOK.models, model.model: msgspec.structs.replace(model, classes=classes)}
+    book = msgspec.structs.replace(BOOK, models=models)
+    version = PriceVersion(id=book.version_id(), effective_at=0, book=book)
+    x, journal = exchange("default", "default", "main", version), Journal()
+    x.answer = ResponseFacts(
+        usage={"input": 100, "output": 10, "web_search": 2}, finished=True, has_content=True
+    )
+    verdict = recorder_over(journal, Leases(0)).end(x, Ending.ANSWERED, 200)
+    assert verdict is not None
+    assert verdict.billed
+    (event,) = journal.events
+    assert event.usage == {"input": 100, "output": 10}
+    assert event.charged_nano == (100 * classes["input"] + 10 * classes["output"]) // 10**6
+    Rerate(lambda _: version).check(event)
