@@ -57,6 +57,20 @@ def _places(config: Config) -> None:
         raise ValueError("clickhouse.dsn: write chdb:///FOLDER or http(s)://host:port")
     if config.bus.kind == "kafka" and not config.bus.bootstrap:
         raise ValueError("bus.bootstrap: name at least one broker, host:port")
+    for at, broker in enumerate(config.bus.bootstrap):
+        _at(f"bus.bootstrap[{at}]", _host_port, broker)
+    for path, text in (
+        ("meter.query_listen", config.meter.query_listen),
+        ("batch.listen", config.batch.listen),
+    ):
+        if text:
+            _at(path, _host_port, text)
+
+
+def _host_port(text: str) -> None:
+    host, _, port = text.rpartition(":")
+    if not (host and port.isascii() and port.isdecimal() and int(port) <= 65535):
+        raise ValueError("write host:port")
 
 
 def _is_clickhouse(dsn: str) -> bool:

@@ -182,7 +182,8 @@ def _wait(config: Config, supervisor: Supervisor, stop: Stopped, *, simulated: b
             _say(f"ready on {demonstration.base_url(config)} after {now_s - began_s:.1f} s")
             return True
         if now_s - began_s > READY_S:
-            raise Refused(f"not ready after {READY_S:.0f} s: {missing}")
+            logs = under(config, config.log.path)
+            raise Refused(f"not ready after {READY_S:.0f} s: {missing}; {logs} says why")
         if now_s - told_s >= 5:
             told_s = now_s
             _say(f"waiting: {missing}")

@@ -14,9 +14,14 @@ _SUFFIX: Final = re.compile(r"(?:\[1m\]|-latest|-\d{8}|-\d{4}-\d{2}-\d{2})$")
 _DOT: Final = re.compile(r"(?<=\d)\.(?=\d)")
 
 
+def dashed(name: str) -> str:
+    """`name` with `-` for `.` between digits."""
+    return _DOT.sub("-", name)
+
+
 def normalized(name: str) -> str:
-    """`name` as it is compared: `-` for `.` between digits, no date, `-latest` or `[1m]`."""
-    name = _DOT.sub("-", name)
+    """`name` as it is compared: dashed, without a date, `-latest` or `[1m]`."""
+    name = dashed(name)
     while True:
         shorter = _SUFFIX.sub("", name)
         if shorter == name or not shorter:

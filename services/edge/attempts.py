@@ -14,7 +14,8 @@ from services.backends.clock import Clock
 from services.core.catalog import Channel
 from services.core.errors import Refusal
 from services.core.outcomes import Ending
-from services.core.routing import Cooldowns, candidates
+from services.core.prices import ModelPrice
+from services.core.routing import Cooldowns, candidates, dashed
 from services.edge.exchange import Exchange
 from services.edge.headers import upstream_lines
 from services.edge.upstream import (
@@ -175,7 +176,7 @@ class Upstreams:
         assert x.price is not None
         health = channel.name + path
         x.channel = channel
-        x.upstream_model = upstream_name(channel, x.price.model, x.parsed.model)
+        x.upstream_model = upstream_name(channel, x.price, x.parsed.model)
         x.upstream_status = 0
         attempt = Attempt(channel=channel.name, started_at=self._clock.now_us())
         x.attempts.append(attempt)
@@ -284,11 +285,14 @@ def cut_short(x: Exchange) -> Exception:
     return Failure(Code.UNAVAILABLE, "the gateway is stopping; try again")
 
 
-def upstream_name(channel: Channel, canonical: str, asked: str) -> str:
-    """What the upstream calls the model: the operator's alias when it differs from ours, else
-    what the client wrote (a dated form stays as it is)."""
-    mapped = channel.models[canonical]
-    return asked if mapped == canonical else mapped
+def upstream_name(channel: Channel, model: ModelPrice, asked: str) -> str:
+    """What the upstream calls the model: the operator's name for it when that differs from ours,
+    else what the client wrote (a dated form stays as it is), but for the dots that some write into
+    Claude's names and Anthropic knows nothing of."""
+    mapped = channel.models[model.model]
+    if mapped != model.model:
+        return mapped
+    return dashed(asked) if model.vendor == "anthropic" else asked
 
 
 def without_key(query: str) -> str:

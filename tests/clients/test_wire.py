@@ -44,8 +44,11 @@ def test_an_alias_changes_the_model_and_nothing_else(stack):
     body = ODD["anthropic"].replace(b"claude-haiku-4-5", b"claude-haiku-4.5") % b"false"
     reply = request(stack.port, "POST", PATHS["anthropic"], key=stack.key(), body=body)
     assert reply.status == 200, reply.body()
-    sent = stack.sim.echo()["body"]
-    assert sent.replace(b"claude-haiku-4-5", b"claude-haiku-4.5") == body
+    assert stack.sim.echo()["body"] == ODD["anthropic"] % b"false"
+    dated = ODD["anthropic"].replace(b"haiku-4-5", b"haiku-4-5-20251001") % b"false"
+    reply = request(stack.port, "POST", PATHS["anthropic"], key=stack.key(), body=dated)
+    assert reply.status == 200, reply.body()
+    assert stack.sim.echo()["body"] == dated
 
 
 def test_a_chat_stream_is_metered_without_the_client_seeing_it(stack):

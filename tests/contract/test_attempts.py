@@ -53,7 +53,7 @@ class House:
         x.body = BODY
         x.parsed = dialect.parse_request(BODY, {})
         x.key = SimpleNamespace(group="default")
-        x.price = SimpleNamespace(model="m")
+        x.price = SimpleNamespace(model="m", vendor="v")
         x.view = SimpleNamespace(
             snapshot=SimpleNamespace(channels=self.channels),
             targets={each.name: Target.from_url(each.base_url) for each in self.channels},

@@ -89,6 +89,8 @@ MEDIA = '[[channels]]\nname = "m"\nprovider = "{}"\nbase_url = "http://h"\nmodel
         ('[database]\nurl = "sqlite:///"', "database.url: write sqlite"),
         ('[bus]\nkind = "kafka"\nbootstrap = []', "bus.bootstrap: name at least one broker"),
         ('[edge]\nquery_url = "here"', "edge.query_url: write unix:PATH or http"),
+        ('[bus]\nbootstrap = ["here:9092", "x:y"]', r"bus.bootstrap\[1\]: write host:port"),
+        ('[meter]\nquery_listen = "9000"', "meter.query_listen: write host:port"),
         ('[artifacts]\npublic_url = "gateway.example"', "artifacts.public_url: must start"),
         ('[edge]\nhost = ""', "edge.host: expected 'str' of length >= 1"),
         ('[clickhouse]\ndatabase = "a b"', "clickhouse.database: expected 'str' matching regex"),
