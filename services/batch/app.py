@@ -3,6 +3,7 @@
 from typing import Any
 
 import falcon
+from sqlalchemy.exc import DataError
 
 from schemas.errors import Code
 from services.backends.objects.port import StoreUnavailable
@@ -28,7 +29,7 @@ from services.batch.resources import (
     videos,
 )
 from services.batch.resources.base import Service, refuse
-from services.core.errors import Refusal
+from services.core.errors import InvalidRequest, Refusal
 
 
 def create_app(
@@ -104,6 +105,7 @@ def create_app(
     app.add_error_handler(Exception, _crashed)
     app.add_error_handler(falcon.HTTPError, _http_error)
     app.add_error_handler((DatabaseUnavailable, StoreUnavailable), _unavailable)
+    app.add_error_handler(DataError, _unstorable)
     app.add_error_handler(Refusal, lambda req, resp, ex, params: refuse(resp, ex, req.path))
     return app
 
@@ -125,6 +127,13 @@ def _unavailable(
         Refusal(Code.UNAVAILABLE, "jobs cannot be read or taken now; try again shortly"),
         req.path,
     )
+
+
+def _unstorable(
+    req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]
+) -> None:
+    """PostgreSQL holds no NUL: nothing has such a name."""
+    refuse(resp, InvalidRequest("a name holds what no name can"), req.path)
 
 
 def _crashed(

@@ -87,6 +87,16 @@ def test_sounds(name):
     assert 500 <= facts.duration_ms <= 580  # compressed sound has whole frames
 
 
+def test_a_sound_that_was_told_as_it_was_made_lasts_to_its_last_frame():
+    """An encoder that writes FLAC into a pipe does not know the number of samples: it tells 0."""
+    data = bytearray((MEDIA / "sound.flac").read_bytes())
+    data[21] &= 0xF0
+    data[22:26] = bytes(4)
+    facts = facts_of(bytes(data))
+    assert (facts.mime, 500 <= facts.duration_ms <= 600) == ("audio/flac", True)
+    assert reason_of(bytes(data[:-1])) == "truncated"
+
+
 @pytest.mark.parametrize("name", [*PICTURES, *FILMS, *SOUNDS, *sorted(CUT_UNSEEN)])
 def test_every_cut_is_refused(name):
     data = (MEDIA / name).read_bytes()

@@ -60,7 +60,7 @@ def flac(source: Source) -> ArtifactFacts:
     reached = number + block if frame[1] & 1 else (number + 1) * block
     if reached < samples:
         raise truncated(f"{reached} of {samples} samples")
-    return audio(source, "audio/flac", samples, rate_hz)
+    return audio(source, "audio/flac", samples or reached, rate_hz)  # 0: made as it was told
 
 
 def _coded_number(raw: bytes) -> int:

@@ -79,3 +79,30 @@ def test_a_redrive_is_a_new_job_and_an_estimate_is_none(house):
     assert offer["cost"]["estimated_nano"] == 31_000_000
     assert offer["units"] == {"calls": 1, "seconds": 3}
     assert len(house.jobs()) == before
+
+
+def test_names_that_no_database_can_hold_are_nobodys(house):
+    """PostgreSQL stores no NUL; SQLite does, and finds nothing."""
+    for method, path, body in (
+        ("GET", "/v1/tasks/query?out_task_id=a%00b", None),
+        ("GET", "/v1/tasks/query?task_id=%00", None),
+        ("POST", "/v1/tasks/cancel", {"out_task_id": "a\0b"}),
+        ("GET", "/v1/jobs/a%00b", None),
+        ("GET", "/v1/jobs/a%00b/events", None),
+        ("GET", "/v1/artifacts/a%00b", None),
+        ("GET", "/v1/files/a%00b", None),
+        ("DELETE", "/v1/files/a%00b", None),
+        ("GET", "/v1/batches/batch_a%00b", None),
+        ("GET", "/v1/webhooks/endpoints/a%00b", None),
+        ("POST", "/v1/webhooks/deliveries/a%00b/redeliver", None),
+    ):
+        assert house.call(method, path, body)[0] in (400, 404), path
+    for query in ("model=%00", "kind=%00", "metadata.a=%00", "metadata.%00=a"):
+        status, told = house.call("GET", f"/v1/jobs?{query}")
+        assert status == 400 or told["data"] == [], query
+    asked = {"ids": ["a\0"], "external_ids": ["a\0"]}
+    status, told = house.call("POST", "/v1/jobs/query", asked)
+    assert status == 400 or told["data"] == []
+    wanted = {"prompt": "a", "duration_seconds": 1, "image_init": "file_a\0"}
+    body = {"model": "sim-video", "input": wanted}
+    assert code(house.call("POST", "/v1/jobs", body)) == (400, "invalid_param")
