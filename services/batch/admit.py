@@ -30,7 +30,8 @@ _TYPICAL_S: Final = {"image": 10, "video": 60, "speech": 5, "transcription": 10}
 class Ask(msgspec.Struct, frozen=True, kw_only=True):
     """One submission as any of the wires says it. `where` is the path of its parameters in the
     body, `clash` the code for an external id that was used for something else, `digests` the
-    SHA-256 of files that came with it, by their ids: the same bytes make the same request."""
+    SHA-256 of files that came with it, by their ids: the same bytes make the same request. `take`:
+    the id of the job to be made, and whether it may have been made."""
 
     model: str
     params: Mapping[str, Any]
@@ -53,6 +54,7 @@ class Ask(msgspec.Struct, frozen=True, kw_only=True):
     on_late: str = "attach"
     retry_of: str = ""
     digests: Mapping[str, str] = {}
+    take: tuple[str, bool] = ("", False)
 
 
 class Offer(NamedTuple):
@@ -114,6 +116,10 @@ class Admission:
                 raise InvalidRequest(
                     f"{ask.callback_param}: {ex}", param=ask.callback_param
                 ) from ex
+        job_id, again = ask.take
+        there = self._parts.jobs.get(job_id) if again else None
+        if there is not None and there.account_id == key.account_id:
+            return Submitted(there, replayed=False)
         offer = self.offer(key, ask)
         digests, came_along = dict(ask.digests), take_in(self._parts, key.account_id, offer.params)
         digests |= came_along
@@ -129,7 +135,7 @@ class Admission:
     def _submit(self, key: Key, ask: Ask, offer: Offer, digests: Mapping[str, str]) -> Submitted:
         batch = self._parts.config.batch
         new = NewJob(
-            id=ulid(),
+            id=ask.take[0] or ulid(),
             account_id=key.account_id,
             key_id=key.id,
             source=ask.source,

@@ -251,7 +251,7 @@ def slow_reader(house):
                 found += each.stat().st_size if "(deleted)" in str(each.readlink()) else 0
         return found
 
-    forwarder = Forwarder(SimpleNamespace(batch=house.client, on_view=[], clock=SystemClock()))
+    forwarder = Forwarder(SimpleNamespace(batch=house.client, on_look=[], clock=SystemClock()))
     req = SimpleNamespace(get_header=lambda name: None, scheme="http", netloc="gateway.test")
     caller = SimpleNamespace(key=house.key)
     path = f"/v1/files/{json.loads(made)['id']}/content"

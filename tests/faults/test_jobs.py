@@ -1,13 +1,18 @@
 """Media jobs under kill -9 at every named point, on both databases."""
 
+import json
 import signal
 import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
 
+from services.backends.clock import SystemClock
+from services.edge.jobs import forward
 from tests.parts.batch_house import BatchHouse
 from tests.parts.kafka import free_port
 from tests.parts.postgres import database_url  # noqa: F401
@@ -101,6 +106,34 @@ def test_a_submission_cut_before_its_commit_leaves_nothing(house):
     again = house.submit("sim-image", external_id="once")
     assert first["id"] == again["id"]
     assert house.wait_for(first["id"])["state"] == "completed"
+    house.check()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["batch.submit.before_commit", "batch.submit.after_commit"])
+def test_a_submission_whose_answer_was_cut_is_made_once(house, point, monkeypatch):
+    """The edge asks for the same job once more: else its client is told of a failure, and the job
+    is made and due."""
+    monkeypatch.setattr(forward, "_PATIENCE_S", 60.0)
+    process = house.start()
+    house.arm(point)
+    edge = forward.Forwarder(SimpleNamespace(batch=house.client, on_look=[], clock=SystemClock()))
+    req = SimpleNamespace(
+        get_header=lambda name: None,
+        scheme="http",
+        netloc="gateway.test",
+        context=SimpleNamespace(),
+    )
+    caller = SimpleNamespace(key=house.key)
+    body = json.dumps({"model": "sim-image", "input": {"prompt": "a fox"}}).encode()
+    with ThreadPoolExecutor(1) as pool:
+        started = pool.submit(lambda: (process.wait(60), house.start()))
+        made = edge.ask(req, "POST", "/v1/jobs", caller, body, submits=True)
+        started.result()
+    assert (made.status, made.headers.get("idempotent-replayed")) == (202, None)
+    job_id = json.loads(made.body())["id"]
+    assert [f"job_{each.id}" for each in house.jobs()] == [job_id]
+    assert house.wait_for(job_id)["state"] == "completed"
     house.check()
 
 

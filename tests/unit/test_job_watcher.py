@@ -54,7 +54,7 @@ def test_who_waits_for_a_job_outlasts_a_service_that_is_away(monkeypatch):
     """Its job is made all the same, and due: an error now would be one that is billed."""
     monkeypatch.setattr(sync, "_LOOK_S", 0.01)
     clock = SimpleNamespace(monotonic_s=time.monotonic)
-    forwarder = Forwarder(SimpleNamespace(batch=None, on_view=[], clock=clock))
+    forwarder = Forwarder(SimpleNamespace(batch=None, on_look=[], clock=clock))
     forwarder.told = Away().told
     forwarder.watching = lambda *asked: contextlib.nullcontext(Watcher(None, False))
     route = sync.SyncRoute(forwarder, "image", sync.image_input, sync.show_images)

@@ -79,6 +79,7 @@ class Jobs:
                 continue  # somebody submitted the same at the same moment: now it is there
             if isinstance(made, Shortfall):
                 raise made
+            crash_point("batch.submit.after_commit")
             return made
 
     def _submit(

@@ -31,6 +31,7 @@ _PIECE: Final = 64 * 1024
 _NAME_MAX: Final = 256
 ORIGIN_HEADER: Final = "x-tollgate-origin"
 HOLD_HEADER: Final = "x-tollgate-hold-nano"
+TAKE_HEADER: Final = "x-tollgate-take"
 FLAT_HEADER: Final = "x-tollgate-flat"  # its client wrote the parameters beside the model
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 
@@ -73,6 +74,13 @@ def read_body(req: falcon.Request, limit: int = BODY_MAX) -> bytes:
     if len(body) > limit:
         raise _too_large(limit)
     return body
+
+
+def take_of(req: falcon.Request) -> tuple[str, bool]:
+    """The id that the edge chose for the job to be made (empty: none), and whether it asks once
+    more, because no answer came."""
+    job_id, _, again = (req.get_header(TAKE_HEADER) or "").partition(" ")
+    return job_id, bool(again)
 
 
 def idempotency_key(req: falcon.Request) -> str:

@@ -17,6 +17,7 @@ from services.batch.resources.base import (
     decode,
     idempotency_key,
     read_body,
+    take_of,
     taken,
 )
 from services.batch.wire import attempt_view, job_view, moment, usd
@@ -72,6 +73,7 @@ class JobsResource:
         ask = msgspec.structs.replace(
             ask,
             where="" if req.get_header(FLAT_HEADER) else ask.where,
+            take=take_of(req),
             idempotency_key=idempotency_key(req),
             body_bytes=len(raw),
         )
@@ -235,6 +237,7 @@ class JobRedriveResource:
             on_late=job.on_late,
             priority=job.priority,
             retry_of=job.id,
+            take=take_of(req),
         )
         made = self._service.admission.submit(self._service.key(req), ask)
         show(self._service, req, resp, made.job, 200 if made.replayed else 202)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import falcon
 
 from services.batch.admit import Ask
-from services.batch.resources.base import Service, idempotency_key, taken
+from services.batch.resources.base import Service, idempotency_key, take_of, taken
 from services.batch.resources.forms import Form, drop, received
 from services.batch.resources.jobs import show
 from services.core.errors import InvalidRequest
@@ -68,6 +68,7 @@ def ask_of(service: Service, req: falcon.Request, form: Form, kind: str, params:
         idempotency_key=idempotency_key(req),
         body_bytes=req.content_length or 0,
         digests=form.digests,
+        take=take_of(req),
     )
 
 

@@ -14,6 +14,7 @@ from services.batch.resources.base import (
     decode,
     idempotency_key,
     read_body,
+    take_of,
     taken,
 )
 from services.batch.wire import submitted_view, task_view
@@ -54,6 +55,7 @@ class SubmitResource:
             idempotency_key=idempotency_key(req),
             callback_url=_text(body, "callback_url", most=2048),
             body_bytes=len(raw),
+            take=take_of(req),
         )
         made = self._service.admission.submit(key, ask)
         if made.replayed:

@@ -17,6 +17,7 @@ from services.backends.pieces import STORED_HEADER
 from services.core import etags
 from services.core.access import REVOKED
 from services.core.errors import Refusal
+from services.core.ids import ulid
 from services.edge.authenticated import Authenticated, Caller
 from services.edge.body import read_body
 from services.edge.jobs.feed import JobFeed, Watcher
@@ -29,6 +30,7 @@ BODY_MAX: Final = 1024 * 1024
 ORIGIN_HEADER: Final = "x-tollgate-origin"
 _HOLD_HEADER: Final = "x-tollgate-hold-nano"
 _FLAT_HEADER: Final = "x-tollgate-flat"
+_TAKE_HEADER: Final = "x-tollgate-take"
 WAIT_MAX_S: Final = 60.0
 _PATIENCE_S: Final = 6.0
 _RETRY_S: Final = 0.2
@@ -81,15 +83,19 @@ class Forwarder:
         body: bytes,
         sent: tuple[str, ...] = _SENT,
         *,
+        submits: bool = False,
         flat: bool = False,
     ) -> Answer:
         """The service's answer; patient while it starts; notes what a submission holds; `sent`:
-        which headers of the client it gets; `flat`: its parameters stood beside the model. Raises
+        which headers of the client it gets; `submits`: it makes a job, under an id of ours, so that
+        it may be asked once more; `flat`: its parameters stood beside the model. Raises
         Refusal(UNAVAILABLE)."""
         headers = {name: value for name in sent if (value := req.get_header(name)) is not None}
         headers[ORIGIN_HEADER] = f"{req.scheme}://{req.netloc}"
         if flat:
             headers[_FLAT_HEADER] = "1"
+        if submits:
+            headers[_TAKE_HEADER] = ulid()
         clock = self.worker.clock
         deadline_s = clock.monotonic_s() + _PATIENCE_S
         while True:
@@ -107,10 +113,12 @@ class Forwarder:
                 stored = STORED_HEADER in found.headers
                 return StoredAnswer(self.worker.batch, found) if stored else found
             except ApiUnavailable as ex:
-                # What was sent may have been taken: only what changes nothing is asked again.
-                surely_not = isinstance(ex, NotReached) or method in ("GET", "HEAD")
-                if not surely_not or clock.monotonic_s() >= deadline_s:
+                # What was sent may have been taken: only what changes nothing more is asked again.
+                may = isinstance(ex, NotReached) or submits or method in ("GET", "HEAD")
+                if not may or clock.monotonic_s() >= deadline_s:
                     raise Refusal(Code.UNAVAILABLE, "jobs cannot be reached now") from ex
+                if submits and not isinstance(ex, NotReached):
+                    headers[_TAKE_HEADER] = headers[_TAKE_HEADER].partition(" ")[0] + " again"
             gevent.sleep(_RETRY_S)
 
     def told(self, req: falcon.Request, target: str, caller: Caller) -> bytes:
@@ -154,7 +162,8 @@ class _AskerGone(Exception):
 
 
 class JobRoute(Authenticated):
-    """One path of the batch service. `counted`: a submission, within the key's rates. `waits`:
+    """One path of the batch service. `counted`: a submission, within the key's rates; `submits`:
+    of a job. `waits`:
     methods whose answer may be asked to wait, GET for a change of the job, POST for its end.
     `dialect`: of the edge's own refusals."""
 
@@ -163,6 +172,7 @@ class JobRoute(Authenticated):
         forwarder: Forwarder,
         *methods: str,
         counted: bool = False,
+        submits: bool = False,
         waits: tuple[str, ...] = (),
         body_max: int = BODY_MAX,
         dialect: str = "chat",
@@ -172,6 +182,7 @@ class JobRoute(Authenticated):
         self._body_max = body_max
         self._forwarder = forwarder
         self._counted = counted
+        self._submits = submits
         self._waits = waits
         for method in methods:
             setattr(self, f"on_{method}", self._on)
@@ -199,7 +210,8 @@ class JobRoute(Authenticated):
         target = target_of(req)
         wait_s = _wait_s(req) if req.method in self._waits else 0.0
         sent = _ASKED if wait_s else _SENT
-        found = self._forwarder.ask(req, req.method, target, caller, body, sent)
+        submits = self._submits and req.method == "POST"
+        found = self._forwarder.ask(req, req.method, target, caller, body, sent, submits=submits)
         if not wait_s or found.status not in (200, 202):
             relay(resp, found)
             return

@@ -147,7 +147,7 @@ class SyncRoute(_Waiting):
                 raise InvalidRequest(f"{name}: this route answers at once", param=name)
         asked = {"model": body.get("model"), "kind": self._kind, "input": self._to_input(body)}
         raw = msgspec.json.encode(asked)
-        made = self.forwarder.ask(req, "POST", "/v1/jobs", caller, raw, flat=True)
+        made = self.forwarder.ask(req, "POST", "/v1/jobs", caller, raw, submits=True, flat=True)
         return made, str(body.get("response_format", ""))
 
 
@@ -159,7 +159,7 @@ class FormRoute(_Waiting):
         self.body_max = forwarder.worker.config.edge.max_body_bytes
 
     def submit(self, req: falcon.Request, caller: Caller, raw: bytes) -> tuple[Answer, str]:
-        made = self.forwarder.ask(req, "POST", req.path, caller, raw)
+        made = self.forwarder.ask(req, "POST", req.path, caller, raw, submits=True)
         return made, made.headers.get(_FORMAT_HEADER, "")
 
 
