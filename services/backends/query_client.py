@@ -5,8 +5,8 @@ is the standard library's HTTP over one connection per call.
 """
 
 import http.client
-import socket
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlencode, urlsplit
 
@@ -15,12 +15,12 @@ import msgspec
 from schemas.config import Config
 from services.backends import settings
 from services.backends.clock import Clock, SystemClock
+from services.backends.http.unix_socket import UnixConnection
 from services.backends.identity import HEADER, OPERATOR, Identity, identities, identity
 
 _CONNECT_TIMEOUT_S: Final = 2.0
 _ANSWER_TIMEOUT_S: Final = 30.0
 _MAX_ANSWER_BYTES: Final = 64 * 1024 * 1024
-_MAX_SOCKET_PATH: Final = 107
 
 
 class QueryUnavailable(Exception):
@@ -43,9 +43,9 @@ class QueryClient:
 
     def __init__(self, config: Config, clock: Clock | None = None) -> None:
         self._url = config.edge.query_url
-        self._socket_path = ""
+        self._socket_path: Path | None = None
         if self._url.startswith("unix:"):
-            self._socket_path = str(settings.under(config, self._url.removeprefix("unix:")))
+            self._socket_path = settings.under(config, self._url.removeprefix("unix:"))
         self._identities = identities(settings.load_secret(config.data_dir))
         self._clock = clock or SystemClock()
 
@@ -97,27 +97,14 @@ class QueryClient:
         return response.status, answer
 
     def _connection(self) -> http.client.HTTPConnection:
-        if self._socket_path:
-            return _UnixConnection(self._socket_path)
+        if self._socket_path is not None:
+            return UnixConnection(self._socket_path, _CONNECT_TIMEOUT_S)
         parts = urlsplit(self._url)
         if parts.scheme != "http" or not parts.hostname:
             raise settings.ConfigError("edge.query_url: write unix:PATH or http://host:port")
         return http.client.HTTPConnection(
             parts.hostname, parts.port or 80, timeout=_CONNECT_TIMEOUT_S
         )
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_CONNECT_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        if len(self._path) > _MAX_SOCKET_PATH:
-            raise OSError(f"the socket's path is longer than {_MAX_SOCKET_PATH} bytes")
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)
 
 
 def _decoded(status: int, body: bytes) -> Any:

@@ -7,6 +7,7 @@ from collections import Counter
 from decimal import Decimal
 from pathlib import Path
 
+import falcon
 import pytest
 import requests
 
@@ -583,8 +584,28 @@ def test_clickhouse_down_is_503_and_comes_back(tmp_path, own_front):
 
 
 def test_a_path_or_address_that_cannot_be_used_is_a_configuration_error(tmp_path):
-    long = Config(data_dir=str(tmp_path), meter=Meter(query_socket="x" * 120))
+    name = Config(data_dir=str(tmp_path), meter=Meter(query_socket="x" * 300))
+    place = Config(data_dir=str(tmp_path), meter=Meter(query_socket="/dev/null/socket"))
     listen = Config(data_dir=str(tmp_path), meter=Meter(query_listen="8080"))
-    for config in (long, listen):
+    for config in (name, place, listen):
         with pytest.raises(ConfigError, match=r"meter\.query_"):
-            QueryServer(config, None)
+            QueryServer(config, falcon.App())
+
+
+def test_a_path_longer_than_an_address_is_listened_on_all_the_same(tmp_path):
+    path = f"{'folder/' * 20}socket"
+    config = Config(
+        data_dir=str(tmp_path), meter=Meter(query_socket=path), edge=Edge(query_url=f"unix:{path}")
+    )
+    app = falcon.App()
+    app.add_sink(lambda req, resp: setattr(resp, "media", {"here": True}))
+    server, stop = QueryServer(config, app), threading.Event()
+    running = threading.Thread(target=server.run, args=(stop,))
+    running.start()
+    try:
+        assert stat.S_IMODE((tmp_path / path).stat().st_mode) == 0o600
+        assert QueryClient(config).health() == {"here": True}
+    finally:
+        stop.set()
+        running.join(20)
+    assert not (tmp_path / path).exists()

@@ -163,8 +163,8 @@ class Up:
 def up(tmp_path):
     started = []
 
-    def start(*arguments, **more):
-        started.append(Up(tmp_path / "data", *arguments, **more))
+    def start(*arguments, name="data", **more):
+        started.append(Up(tmp_path / name, *arguments, **more))
         return started[-1]
 
     yield start
@@ -341,12 +341,14 @@ def test_the_printed_client_commands_run_by_paste(running, tmp_path, name, word)
 
 
 def test_a_second_start_keeps_key_and_money(up):
-    first = up("--quiet")
+    """In a folder whose path is longer than the address of a socket may be."""
+    name = "a folder with a name of " + "more " * 20 + "letters"
+    first = up("--quiet", name=name)
     first.wait_ready()
     assert first.ask() == 200
     key = json.loads((first.folder / "demo.json").read_text())["api_key"]
     assert first.stop(signal.SIGINT) == 0
-    second = up("--quiet")
+    second = up("--quiet", name=name)
     second.wait_ready()
     assert second.ask() == 200
     assert json.loads((second.folder / "demo.json").read_text())["api_key"] == key

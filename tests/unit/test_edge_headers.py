@@ -1,7 +1,10 @@
 """Which headers cross the gateway."""
 
+import pytest
+
 from services.core.dialects import DIALECTS
 from services.edge.headers import accounting, client_headers, downstream, upstream_lines, usd
+from services.edge.resources.health import is_this_machine
 
 CREDENTIAL = b"x-api-key: upstream-secret\r\n"
 
@@ -82,3 +85,13 @@ def test_money_in_headers_is_rounded_down_and_never_negative():
     headers = dict(accounting(remaining_nano=5, estimate_credits=7, request_id="r"))
     assert headers["x-estimated-credits"] == "7"
     assert {"x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset"} <= set(headers)
+
+
+@pytest.mark.parametrize(
+    ("address", "here"),
+    [("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("::ffff:127.0.0.1", True),
+     ("192.0.2.1", False), ("::ffff:192.0.2.1", False), ("fd00::1", False), ("", False)],
+)  # fmt: skip
+def test_metrics_are_for_callers_on_this_machine(address, here):
+    """An edge that listens on `::` sees IPv4 addresses inside IPv6 ones."""
+    assert is_this_machine(address) is here

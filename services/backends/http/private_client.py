@@ -5,19 +5,19 @@ processes alike.
 """
 
 import http.client
-import socket
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from schemas.config import Config
 from services.backends import settings
 from services.backends.clock import Clock, SystemClock
+from services.backends.http.unix_socket import UnixConnection
 from services.backends.identity import HEADER, OPERATOR, identities, identity
 
 _HEALTH_TIMEOUT_S: Final = 1.0
 _CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_MAX: Final = 64 * 1024 * 1024
-_MAX_SOCKET_PATH: Final = 107
 _PIECE: Final = 64 * 1024
 
 
@@ -84,10 +84,10 @@ class PrivateClient:
 
     def __init__(self, config: Config, url: str, clock: Clock | None = None) -> None:
         self._url = url
-        self._socket_path = ""
+        self._socket_path: Path | None = None
         self._host, self._port = "", 0
         if url.startswith("unix:"):
-            self._socket_path = str(settings.under(config, url.removeprefix("unix:")))
+            self._socket_path = settings.under(config, url.removeprefix("unix:"))
         else:
             host, _, port = url.removeprefix("http://").rpartition(":")
             if not url.startswith("http://") or not host or not port.isdecimal():
@@ -125,8 +125,8 @@ class PrivateClient:
             raise ApiUnavailable(f"nobody answers at {self._url}: {ex}") from ex
 
     def _connection(self) -> http.client.HTTPConnection:
-        if self._socket_path:
-            return _UnixConnection(self._socket_path)
+        if self._socket_path is not None:
+            return UnixConnection(self._socket_path, _CONNECT_TIMEOUT_S)
         return http.client.HTTPConnection(self._host, self._port, timeout=_CONNECT_TIMEOUT_S)
 
 
@@ -140,16 +140,3 @@ def is_healthy(client: PrivateClient) -> bool:
     except ApiUnavailable:
         return False
     return answer.status == 200
-
-
-class _UnixConnection(http.client.HTTPConnection):
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_CONNECT_TIMEOUT_S)
-        self._path = path
-
-    def connect(self) -> None:
-        if len(self._path) > _MAX_SOCKET_PATH:
-            raise OSError(f"the socket's path is longer than {_MAX_SOCKET_PATH} bytes")
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(self.timeout)
-        self.sock.connect(self._path)

@@ -1,6 +1,5 @@
 """Serves a private API with waitress: on a unix socket, and on TCP when asked to."""
 
-import os
 import threading
 from pathlib import Path
 from typing import Any, Final
@@ -10,11 +9,11 @@ import waitress
 from waitress import wasyncore
 
 from services.backends import settings
+from services.backends.http.unix_socket import short_name
 from services.backends.telemetry import get_logger
 
 _LOOP_S: Final = 0.25
 _CONNECTIONS: Final = 1000
-_MAX_SOCKET_PATH: Final = 107
 # What is made faster than its reader takes it waits in files: it keeps no thread.
 _WAITING_BYTES: Final = 1 << 40
 
@@ -54,21 +53,24 @@ class PrivateServer:
             self.socket_path.unlink(missing_ok=True)
 
     def _unix(self, app: falcon.App, path: Path) -> Any:
-        if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
-            raise settings.ConfigError(
-                f"{self._setting}socket: {path} is longer than {_MAX_SOCKET_PATH} bytes"
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return self._listening(app, path)
+        except OSError as ex:
+            raise settings.ConfigError(f"{self._setting}socket: {path}: {ex.strerror}") from ex
+
+    def _listening(self, app: falcon.App, path: Path) -> Any:
+        with short_name(path) as name:
+            return waitress.create_server(
+                app,
+                map=self._map,
+                unix_socket=name,
+                unix_socket_perms="600",
+                threads=self._threads,
+                connection_limit=_CONNECTIONS,
+                outbuf_high_watermark=_WAITING_BYTES,
+                ident=None,
             )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return waitress.create_server(
-            app,
-            map=self._map,
-            unix_socket=str(path),
-            unix_socket_perms="600",
-            threads=self._threads,
-            connection_limit=_CONNECTIONS,
-            outbuf_high_watermark=_WAITING_BYTES,
-            ident=None,
-        )
 
     def _tcp(self, app: falcon.App, host: str, port: int) -> Any:
         return waitress.create_server(

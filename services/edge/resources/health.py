@@ -1,14 +1,17 @@
 """`/`, `/healthz`, `/readyz`, `/metrics`."""
 
-import ipaddress
+from typing import Final
 
 import falcon
 import orjson
 
 from services.backends import telemetry
+from services.core.addresses import networks, parse_address
 from services.core.ids import uuid7_text
 from services.edge.headers import accounting
 from services.edge.worker import Worker
+
+_LOOPBACK: Final = networks(("127.0.0.0/8", "::1"))
 
 
 class RootResource:
@@ -61,7 +64,7 @@ class MetricsResource:
         self._worker = worker
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
-        if not _local(req.env.get("REMOTE_ADDR", "")):
+        if not is_this_machine(req.env.get("REMOTE_ADDR", "")):
             raise falcon.HTTPNotFound
         resp.data = telemetry.exposition()
         resp.content_type = "text/plain; version=0.0.4; charset=utf-8"
@@ -72,8 +75,7 @@ def _nothing_spent() -> list[tuple[str, str]]:
     return accounting(remaining_nano=0, estimate_credits=0, request_id=uuid7_text())
 
 
-def _local(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return False
+def is_this_machine(text: str) -> bool:
+    """Whether an address is one of loopback, an IPv4 one inside IPv6 too."""
+    address = parse_address(text)
+    return address is not None and bool(_LOOPBACK.find(address))
