@@ -112,8 +112,10 @@ def dialect_of(req: falcon.Request) -> Dialect:
     return DIALECTS["anthropic"]
 
 
-def _answer(req: falcon.Request, resp: falcon.Response, refusal: Refusal) -> None:
-    request_id = uuid7_text()
+def _answer(
+    req: falcon.Request, resp: falcon.Response, refusal: Refusal, request_id: str = ""
+) -> None:
+    request_id = request_id or uuid7_text()
     if req.path.startswith(_GOOGLE_SHAPED):
         render_google(resp, refusal)
     else:
@@ -138,5 +140,8 @@ def _http_error(
 def _crashed(
     req: falcon.Request, resp: falcon.Response, ex: Exception, params: dict[str, Any]
 ) -> None:
-    log.error("request_crashed", method=req.method, path=req.path, exc_info=ex)
-    _answer(req, resp, Refusal(Code.INTERNAL_ERROR, "internal error"))
+    request_id = uuid7_text()
+    log.error(
+        "request_crashed", request_id=request_id, method=req.method, path=req.path, exc_info=ex
+    )
+    _answer(req, resp, Refusal(Code.INTERNAL_ERROR, "internal error"), request_id)

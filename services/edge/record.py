@@ -159,6 +159,8 @@ class Recorder:
         code = event.code if isinstance(event, Error) else ""
         counters = self._counters
         counters.add("tollgate_requests_total", x.dialect.name, event.outcome, code)
+        if event.outcome == Outcome.FAILED:
+            _tell(event)
         for attempt in event.attempts:
             counters.add("tollgate_attempts_total", attempt.channel, str(attempt.status))
         if x.ttfb_s:
@@ -298,6 +300,21 @@ class Recorder:
             provider_cost_nano=rated.provider_cost_nano if rated else 0,
             **common,
         )
+
+
+def _tell(event: Usage | Error) -> None:
+    """What an operator looks for when a client asks why: by the id that the client was given."""
+    log.info(
+        "request_not_answered",
+        request_id=event.request_id,
+        account_id=event.account_id,
+        key_id=event.key_id,
+        model=event.model,
+        channel=event.channel,
+        status=event.status,
+        code=event.code if isinstance(event, Error) else "",
+        upstream_request_id=event.upstream_request_id,
+    )
 
 
 def storable(text: str) -> str:

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.parts.feature import each_worker, wait_until
+from tests.parts.feature import each_worker, files, wait_until
 from tests.parts.wire import PATHS, Reply, frames, post, request, text_body
 
 STREAM_END = {"anthropic": b"message_stop", "chat": b"[DONE]", "responses": b"response.completed"}
@@ -47,6 +47,11 @@ def test_the_last_upstreams_error_passes_unmodified(stack, dialect, fault):
     assert reply.status == int(fault.removeprefix("error-"))
     assert got == stack.sim.echo()["reply_body"]
     assert_free(stack, reply, key)
+    lines = [line for path in files(stack, ".log") for line in path.read_text().splitlines()]
+    (told,) = [line for line in lines if reply.header("x-tollgate-request-id") in line]
+    told = json.loads(told)
+    assert (told["event"], told["status"]) == ("request_not_answered", reply.status)
+    assert (told["code"], told["channel"]) == ("upstream_error", f"f-{fault}-{dialect}")
 
 
 def test_retry_after_comes_down_and_then_the_channel_rests(stack, dialect):
