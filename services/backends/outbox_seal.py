@@ -73,12 +73,13 @@ class OpenWork(msgspec.Struct):
             if len(self.closed) > _CLOSED_KEPT:
                 del self.closed[next(iter(self.closed))]
         elif row.lease_id:
+            # Counted, not read from the highest `lease_seq`: where an append found no space its
+            # number was never written.
             lease = self.leases.get(row.lease_id)
             if lease is None:
                 key_id = decode(row.body).key_id if row.intact else ""
-                self.leases[row.lease_id] = Lease(row.partition_key, key_id, row.lease_seq)
-            else:
-                lease.events = max(lease.events, row.lease_seq)
+                lease = self.leases[row.lease_id] = Lease(row.partition_key, key_id, 0)
+            lease.events += 1
 
 
 class SealedOutbox:

@@ -260,6 +260,18 @@ def test_seal_sees_open_work_in_all_files(tmp_path):
     again.release()
 
 
+def test_a_number_that_found_no_space_is_not_waited_for(tmp_path):
+    """A `request` that the disk had no room for took a lease_seq that no row has."""
+    outbox = make(tmp_path)
+    outbox.append(request(1, lease="lease_a", lease_seq=1))
+    outbox.append_last(usage(1, lease="lease_a", lease_seq=2))
+    outbox.append(request(3, lease="lease_a", lease_seq=4))
+    die(outbox)
+    sealed = seal(tmp_path, "edge-1")
+    assert sealed.work.leases["lease_a"].events == 3
+    sealed.release()
+
+
 def test_carried_work_stands_in_for_removed_files(tmp_path):
     outbox = make(tmp_path, rotate_bytes=150_000)
     outbox.append(request(0, lease="lease_a", lease_seq=1))
