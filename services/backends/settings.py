@@ -111,6 +111,11 @@ def _one_line(secret: str, what: str) -> str:
     return secret
 
 
+def has_secret(data_dir: Path | str) -> bool:
+    """Whether `secret.key` is there already."""
+    return (Path(data_dir) / _SECRET_FILE).exists()
+
+
 def load_secret(data_dir: Path | str) -> bytes:
     """The 32 bytes of `secret.key` in the data folder, made (mode 0600) when it is not there.
 

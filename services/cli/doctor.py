@@ -60,8 +60,17 @@ def _disk(config: Config) -> str:
 
 
 def _secret(config: Config) -> str:
-    settings.load_secret(config.data_dir)
-    return "secret.key is there"
+    """Looks only: a secret made here would hide that the one of the database is lost."""
+    if settings.has_secret(config.data_dir):
+        settings.load_secret(config.data_dir)
+        return "secret.key is there"
+    if migrate.current(config.database.url, Path(config.data_dir)):
+        raise Finding(
+            "secret.key is missing: bring it back from a backup or from another host of the "
+            "installation, before the next start makes another one; without it no key can be "
+            "revealed"
+        )
+    return "secret.key is made by the first start"
 
 
 def _prices(config: Config) -> str:
@@ -84,9 +93,13 @@ def _database(config: Config) -> str:
     revision = migrate.current(config.database.url, data_dir)
     if not revision:
         raise Finding("the database is not there yet: run tollgate up or tollgate migrate")
-    engine = open_engine(config.database.url, data_dir)
-    catalog = Catalog(engine, settings.load_secret(config.data_dir))
-    return f"revision {revision}, catalog version {catalog.version()}"
+    if not settings.has_secret(data_dir):
+        return f"revision {revision}"
+    catalog = Catalog(
+        open_engine(config.database.url, data_dir), settings.load_secret(config.data_dir)
+    )
+    found = catalog.snapshot(SystemClock().now_us())  # the secret opens what it holds
+    return f"revision {revision}, catalog version {found.version}"
 
 
 def _clock(config: Config) -> str:
@@ -156,7 +169,9 @@ def _queries(config: Config) -> str:
 
 
 def _batch(config: Config) -> str:
-    if is_healthy(PrivateClient(config, config.edge.batch_url)):
+    if settings.has_secret(config.data_dir) and is_healthy(
+        PrivateClient(config, config.edge.batch_url)
+    ):
         return "the batch service answers"
     if alive(config, "relay") and any(each.provider for each in channels(config)):
         raise Finding(f"nobody answers at {config.edge.batch_url}: jobs are refused with 503")

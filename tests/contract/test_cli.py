@@ -1,5 +1,6 @@
 """The commands on a data folder where nothing runs. `test_up.py` has them beside running parts."""
 
+import base64
 import io
 import json
 import os
@@ -226,6 +227,13 @@ def test_the_doctor_finds_what_is_wrong(here):
         told = wrong(**port)
     assert list(told) == ["clock"]
     assert "+5.0 s off the database's" in told["clock"]
+    secret = Path(here.folder) / "secret.key"
+    kept = secret.rename(secret.with_suffix(".kept"))
+    assert "secret.key is missing" in wrong(**port)["secret"]
+    assert not secret.exists(), "it only looks"
+    secret.write_bytes(base64.b64encode(bytes(32)))
+    assert "another secret.key" in wrong(**port)["database"]
+    kept.rename(secret)
     stranger = RawUpstream(lambda peer: peer.request() and peer.send(b"HTTP/1.1 200 OK\r\n\r\n"))
     told = wrong(TOLLGATE_EDGE__PORT=str(stranger.port))
     stranger.stop()
