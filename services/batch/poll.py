@@ -34,6 +34,8 @@ from services.core.upstream_words import client_text
 _GONE_TIMES: Final = 3
 _AGAIN_S: Final = 2.0
 _AWAY_S: Final = 5.0
+_TOO_OFTEN: Final = 429
+_REST_MAX_S: Final = 30.0
 _WISH_MAX_S: Final = 300.0  # of an upstream, to be left alone: its results do not wait for ever
 
 
@@ -63,6 +65,8 @@ def poll(parts: Parts, held: Job, tried: Attempt) -> None:
         wait_s = max(_AGAIN_S, _pace_s(parts, held, tried, provider))
         if answer.retry_after_s:
             wait_s = min(answer.retry_after_s, _WISH_MAX_S)
+        if answer.status == _TOO_OFTEN:  # it is not about this generation
+            parts.lanes.rest(channel.name, min(answer.retry_after_s or _AGAIN_S, _REST_MAX_S))
         parts.claims.polled(
             held, tried, wait_s, status=answer.status, message=answer.message, gone=0
         )

@@ -3,6 +3,7 @@ twice, what was made is never let go."""
 
 import os
 import threading
+import time
 
 import pytest
 from sqlalchemy import update
@@ -344,6 +345,23 @@ def test_the_time_of_a_job_ends_though_its_upstream_hangs(opened):
         assert len(hung.asked["poll"]) == 3
     finally:
         release.set()
+
+
+def test_an_upstream_that_is_asked_too_often_rests(opened):
+    """All of its generations wait, those of another one do not."""
+    limited, asked_s = Later(message="slow down", status=429, retry_after_s=1.0), []
+
+    def poll(task):
+        asked_s.append(time.monotonic())
+        return limited if len(asked_s) <= 2 else FILM
+
+    busy = Scripted("busy", model="veo-3.1", poll=[poll])
+    house = opened(busy, Scripted("well", poll=[FILM]), threads=2)
+    made = [house.submit("veo-3.1").id for _ in range(8)]
+    house.until(lambda: asked_s)
+    for each in (house.submit().id, *made):
+        assert house.until_ended(each).phase == "completed"
+    assert max(asked_s[1] - asked_s[0], asked_s[2] - asked_s[1]) > 0.9
 
 
 def test_a_film_that_the_provider_filtered_is_blocked_and_free(opened):
