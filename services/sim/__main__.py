@@ -1,6 +1,7 @@
 """`python -m services.sim --port N --log FILE`: one process, any number of slow streams."""
 
 import argparse
+import os
 import signal
 import sys
 
@@ -42,7 +43,14 @@ def main() -> int:
     )
     provider = Provider(CallLog(asked.log), table, media, pace=pace, seed=asked.seed)
     server = StreamServer((asked.host, asked.port), provider.serve, backlog=2048)
-    server.start()
+    try:
+        server.start()
+    except OSError as ex:
+        print(
+            f"sim: cannot listen on {asked.host}:{asked.port}: {os.strerror(ex.errno or 0)}",
+            file=sys.stderr,
+        )
+        return 1
     for number in (signal.SIGTERM, signal.SIGINT):
         gevent.signal_handler(number, server.stop, 0.5)
     print(f"simulated provider on http://{asked.host}:{server.server_port}", flush=True)

@@ -605,6 +605,9 @@ def test_a_path_longer_than_an_address_is_listened_on_all_the_same(tmp_path):
     try:
         assert stat.S_IMODE((tmp_path / path).stat().st_mode) == 0o600
         assert QueryClient(config).health() == {"here": True}
+        with pytest.raises(ConfigError, match=r"meter\.query_socket: another process listens"):
+            QueryServer(config, app)
+        assert QueryClient(config).health() == {"here": True}
     finally:
         stop.set()
         running.join(20)

@@ -9,7 +9,7 @@ import waitress
 from waitress import wasyncore
 
 from services.backends import settings
-from services.backends.http.unix_socket import short_name
+from services.backends.http.unix_socket import is_listened_on, short_name
 from services.backends.telemetry import get_logger
 
 _LOOP_S: Final = 0.25
@@ -61,6 +61,10 @@ class PrivateServer:
 
     def _listening(self, app: falcon.App, path: Path) -> Any:
         with short_name(path) as name:
+            if is_listened_on(name):  # else it would be left without its socket, and not know it
+                raise settings.ConfigError(
+                    f"{self._setting}socket: another process listens on {path}"
+                )
             return waitress.create_server(
                 app,
                 map=self._map,

@@ -29,6 +29,19 @@ def short_name(path: Path) -> Iterator[str]:
         os.close(folder)
 
 
+def is_listened_on(name: str) -> bool:
+    """Whether a process listens on the socket; one that was killed leaves its own behind."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(name)
+        except TimeoutError:
+            return True  # nobody takes the calls, but they wait for somebody
+        except OSError:
+            return False
+    return True
+
+
 class UnixConnection(http.client.HTTPConnection):
     """HTTP over the socket at `path`."""
 
