@@ -16,6 +16,8 @@ RATES: Final = ("concurrency", "requests_per_min", "tokens_per_min")
 NO_MODEL: Final = ("",)  # a list of models that allows none: no model has this name
 NO_ADDRESS: Final = ("0.0.0.0/32",)  # a list of addresses that allows none: nobody calls from it
 
+_MAPPED_BITS: Final = 96
+
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
@@ -98,7 +100,12 @@ def _joined(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _network(text: str) -> Network:
-    return ipaddress.ip_network(text, strict=False)
+    """IPv4 addresses written inside IPv6 are the IPv4 ones, as in `services.core.addresses`."""
+    network = ipaddress.ip_network(text, strict=False)
+    mapped = network.network_address.ipv4_mapped if network.version == 6 else None
+    if mapped is None or network.prefixlen < _MAPPED_BITS:
+        return network
+    return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
 
 
 def _within(inner: Network, outer: Network) -> bool:

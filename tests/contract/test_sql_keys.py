@@ -176,6 +176,15 @@ def test_widening_the_parent_widens_no_sub_key(catalog, world, parent):
         assert getattr(now, name) == FIELDS[name]
 
 
+def test_an_ipv4_network_inside_ipv6_is_within_the_ipv4_one_of_the_parent(catalog, world, parent):
+    child, _ = catalog.create_key(
+        world.account.id, "child", parent_id=parent.id, ip_allow=["::ffff:10.2.0.0/112"]
+    )
+    assert child.ip_allow == ("10.2.0.0/16",)
+    catalog.update_key(parent.id, ip_allow=["::ffff:10.0.0.0/104"])
+    assert held(catalog, child.id).ip_allow == ("10.2.0.0/16",)
+
+
 def test_narrowing_the_parent_narrows_its_sub_keys(catalog, world, parent):
     child, _ = catalog.create_key(
         world.account.id,
