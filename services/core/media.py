@@ -20,6 +20,8 @@ KINDS: Final = ("image", "video", "speech", "transcription", "embedding", "reran
 MEDIA: Final = ("image", "video", "audio", "text", "json")
 
 _Text: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=32_000)]
+_Token: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+_Tokens: TypeAlias = Annotated[list[_Token], msgspec.Meta(min_length=1, max_length=32_000)]
 _Url: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=1024 * 1024)]
 _Word: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,63}$")]
 _Seed: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -80,7 +82,9 @@ class TranscriptionParams(_Params, kw_only=True):
 
 
 class EmbeddingParams(_Params, kw_only=True):
-    input: Annotated[list[_Text], msgspec.Meta(min_length=1, max_length=2_048)]
+    """`input`: texts, or texts as their tokens."""
+
+    input: Annotated[list[_Text | _Tokens], msgspec.Meta(min_length=1, max_length=2_048)]
     dimensions: Annotated[int, msgspec.Meta(ge=1, le=65_536)] | None = None
     encoding_format: Literal["float", "base64"] = "float"
 
@@ -164,7 +168,9 @@ def units_bound(
         bound = min(file_bytes // BYTES_PER_SECOND + 1, model.limits.get("seconds_max", 14_400))
         units["seconds"] = bound
     elif model.kind == "embedding":
-        units["input"] = sum(len(text.encode()) for text in params["input"])
+        units["input"] = sum(
+            len(each.encode()) if isinstance(each, str) else len(each) for each in params["input"]
+        )
     elif model.kind == "rerank":
         units.setdefault("calls", 1)
     return units

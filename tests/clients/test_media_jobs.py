@@ -95,6 +95,9 @@ def test_the_sdk_makes_images_and_speech_and_vectors(media, sdk):
     for plain, text in zip(vectors.data, packed.data, strict=True):
         numbers = struct.unpack(f"<{len(plain.embedding)}f", base64.b64decode(text.embedding))
         assert list(numbers) == pytest.approx(plain.embedding, rel=1e-6)
+    tokens = sdk.embeddings.create(model="sim-embed", input=[1, 2, 3])
+    assert (len(tokens.data), tokens.usage.prompt_tokens) == (1, 3)
+    assert len(sdk.embeddings.create(model="sim-embed", input=[[1, 2], [3]]).data) == 2
     for wrong in (
         lambda: sdk.images.generate(model="sim-image", prompt="a fox", stream=True),
         lambda: sdk.audio.speech.create(

@@ -60,6 +60,7 @@ def test_equal_requests_have_one_fingerprint_however_they_are_spelled():
         ("gpt-image-2", {"prompt": "a", "size": "2048x2048"}, {"images": 1}),
         ("gpt-4o-mini-tts", {"input": "hello"}, {"characters": 5}),
         ("text-embedding-3-small", {"input": ["abc", "é"]}, {"input": 5}),
+        ("text-embedding-3-small", {"input": [[1, 2, 3], "ab"]}, {"input": 5}),
     ],
 )
 def test_the_hold_covers_what_was_asked(model, given, units):

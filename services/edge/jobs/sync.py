@@ -180,9 +180,11 @@ def speech_input(body: Body) -> Body:
 
 
 def embedding_input(body: Body) -> Body:
-    """Of POST /v1/embeddings: text or a list of texts."""
+    """Of POST /v1/embeddings: a text, as it is or as its tokens, or a list of these."""
     text = body.get("input")
-    found: Body = {"input": [text] if isinstance(text, str) else text}
+    tokens = isinstance(text, list) and bool(text) and isinstance(text[0], int)
+    is_one = isinstance(text, str) or tokens
+    found: Body = {"input": [text] if is_one else text}
     for name in ("dimensions", "encoding_format"):
         if body.get(name) is not None:
             found[name] = body[name]
