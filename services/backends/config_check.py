@@ -58,7 +58,8 @@ def _places(config: Config) -> None:
     if config.bus.kind == "kafka" and not config.bus.bootstrap:
         raise ValueError("bus.bootstrap: name at least one broker, host:port")
     for at, broker in enumerate(config.bus.bootstrap):
-        _at(f"bus.bootstrap[{at}]", _host_port, broker)
+        if ":" in broker:  # the usual port otherwise
+            _at(f"bus.bootstrap[{at}]", _host_port, broker)
     for path, text in (
         ("meter.query_listen", config.meter.query_listen),
         ("batch.listen", config.batch.listen),

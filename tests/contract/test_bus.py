@@ -1,5 +1,6 @@
 """One suite for both buses: what the relay and the sinks rely on."""
 
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from kafka.admin import KafkaAdminClient
 
+from schemas import config as schema
 from schemas.events import TOPIC
 from services.backends.bus.kafka import KafkaBus
 from services.backends.bus.local import LocalBus
@@ -355,3 +357,21 @@ consumer.poll(0.1, 10); print("in", flush=True); time.sleep(60)
     holder.wait()
     member.poll_until(lambda: bool(member.assigned))
     member.close()
+
+
+@pytest.mark.timeout(60)
+def test_brokers_that_are_away_are_told_in_seconds():
+    """A command that asks the log must not wait for ever."""
+    with socket.socket() as taken:  # bound and not listened on: nobody answers there
+        taken.bind(("127.0.0.1", 0))
+        bus = KafkaBus(schema.Bus(kind="kafka", bootstrap=[f"127.0.0.1:{taken.getsockname()[1]}"]))
+        with pytest.raises(BusUnavailable):
+            bus.bounds(TOPIC)
+        with pytest.raises(BusUnavailable):
+            next(bus.read(TOPIC, 0, 0, 1))
+        threads = threading.active_count()
+        for _ in range(3):
+            with pytest.raises(BusUnavailable):
+                bus.ensure_topics()
+        assert threading.active_count() == threads
+        bus.close()

@@ -19,7 +19,13 @@ from schemas import config as schema
 from schemas.events import TOPIC
 from services.backends.bus.kafka_consumer import KafkaConsumer, message_of
 from services.backends.bus.kafka_producer import KafkaProducer
-from services.backends.bus.kafka_topics import CALL_MS, FETCH_MAX_BYTES, admin_client, describe
+from services.backends.bus.kafka_topics import (
+    CALL_MS,
+    FETCH_MAX_BYTES,
+    admin_client,
+    describe,
+    require_broker,
+)
 from services.backends.bus.port import BusUnavailable, Message, OffsetOutOfRange
 
 STALL_S: Final = 6.0  # no acknowledgement for this long: the producer is replaced
@@ -88,6 +94,7 @@ class KafkaBus:
         """A consumer outside of every group."""
         client = None
         try:
+            require_broker(self._config.bootstrap)
             client = kafka.KafkaConsumer(
                 **self._settings,
                 group_id=None,
@@ -127,6 +134,7 @@ class KafkaBus:
         }
         admin = None
         try:
+            require_broker(self._config.bootstrap)
             admin = admin_client(self._settings)
             name = self._config.topic_prefix + TOPIC
             # Asked of any broker: a role starts although the controller cannot make topics now.
