@@ -42,7 +42,7 @@ class Tally:
         """One answer; what tells no usage in a shape that is known adds nothing."""
         try:
             told = msgspec.json.decode(body, type=_Answer)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return
         if told.model:
             self._models.add(told.model)

@@ -206,7 +206,7 @@ def _text(output: Output, draft: Draft) -> NewArtifact:
         text = output.data.decode()
         if output.kind == "json":
             msgspec.json.decode(output.data)
-    except (UnicodeDecodeError, msgspec.DecodeError) as ex:
+    except (UnicodeDecodeError, msgspec.DecodeError, RecursionError) as ex:
         raise Unusable(Fault.ARTIFACT_INVALID, f"the result is no {output.kind}") from ex
     if not text:
         raise Unusable(Fault.ARTIFACT_INVALID, "the result is empty")

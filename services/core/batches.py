@@ -145,11 +145,11 @@ def is_worth_repeating(endpoint: str, status: int, code: str) -> bool:
 
 def as_one_line(body: bytes) -> msgspec.Raw:
     """An answer's JSON without line breaks, numbers and texts as they were written; what is no
-    JSON becomes an error that quotes it."""
+    JSON, or is nested too deeply, becomes an error that quotes it."""
     try:
         msgspec.json.decode(body)
         return msgspec.Raw(msgspec.json.format(body, indent=-1))
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         quoted = {"error": {"message": body[:2000].decode("utf-8", "replace")}}
         return msgspec.Raw(msgspec.json.encode(quoted))
 
@@ -178,3 +178,5 @@ def _decoded(decoder: msgspec.json.Decoder[Any], raw: bytes) -> Any:
         raise WrongLine("missing_required_parameter", f"{path}: missing", path) from ex
     except (msgspec.DecodeError, UnicodeDecodeError) as ex:
         raise WrongLine("invalid_json_line", f"it is not valid JSON: {ex}") from ex
+    except RecursionError:
+        raise WrongLine("invalid_json_line", "it is nested too deeply") from None

@@ -61,7 +61,7 @@ def _sentence(text: str) -> str:
         return text
     try:
         told = msgspec.json.decode(text.encode())
-    except (msgspec.DecodeError, UnicodeEncodeError):
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return ""
     for path in _SENTENCES:
         found = _at(told, path)

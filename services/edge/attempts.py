@@ -226,6 +226,7 @@ class Upstreams:
         self, x: Exchange, channel: Channel, path: str, first_byte_timeout_s: float | None
     ) -> Call:
         assert x.view is not None
+        assert x.key is not None
         assert x.parsed is not None
         path = path or x.dialect.upstream_path
         query = without_key(x.query)
@@ -239,7 +240,9 @@ class Upstreams:
             x.view.targets[channel.name],
             b"POST",
             path.encode("latin-1"),
-            upstream_lines(x.dialect, x.headers, x.view.credentials[channel.name]),
+            upstream_lines(
+                x.dialect, x.headers, x.view.credentials[channel.name], x.key.account_id
+            ),
             x.dialect.upstream_body(x.body, x.parsed, x.upstream_model),
             connect_timeout_s=channel.connect_timeout_s,
             first_byte_timeout_s=first_byte_timeout_s,

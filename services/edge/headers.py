@@ -3,6 +3,7 @@
 Rules: the vendor contracts measured for Claude Code and Codex; everything hop-by-hop (RFC 9110
 section 7.6.1), every credential and every proxy trace of the client stops here."""
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
@@ -67,9 +68,16 @@ def client_headers(environ: Mapping[str, Any]) -> dict[str, str]:
     return headers
 
 
-def upstream_lines(dialect: Dialect, headers: Mapping[str, str], credential_line: bytes) -> bytes:
+def upstream_lines(
+    dialect: Dialect, headers: Mapping[str, str], credential_line: bytes, account_id: str
+) -> bytes:
     """The header lines of an upstream call, but for host and content-length. A forwarded value
-    with a control character is dropped: it could smuggle a header."""
+    with a control character is dropped: it could smuggle a header. An idempotency key is made the
+    account's own: all accounts are one to the upstream, which would answer one with what it said
+    to another."""
+    if name := headers.get("idempotency-key"):
+        ours = hashlib.sha256(f"{account_id} {name}".encode()).hexdigest()
+        headers = {**headers, "idempotency-key": ours}
     connection = headers.get("connection", "").lower()
     named = connection.replace(" ", "").split(",") if "," in connection else (connection,)
     lines = [

@@ -47,7 +47,7 @@ class Recorder:
         self._clock = clock
         self._counters = counters
         self.leases: LeaseBook | None = None
-        self._shares: OrderedDict[str, int] = OrderedDict()
+        self._shares: OrderedDict[tuple[str, str], int] = OrderedDict()  # by account, session
 
     def request(self, x: Exchange, reservation: Reservation) -> None:
         """The request is admitted: durable before the upstream is called.
@@ -135,10 +135,10 @@ class Recorder:
             streaming=x.parsed.stream,
             relayed=x.relayed,
             text_bytes=x.parsed.shape.text_bytes,
-            cache_share_ppm=self._shares.get(x.parsed.session_id, 0),
+            cache_share_ppm=self._shares.get(_session(x), 0),
         )
         if verdict.billed and not verdict.estimated:
-            self._learn_share(x.parsed.session_id, verdict.usage)
+            self._learn_share(_session(x), verdict.usage)
         if code is None or verdict.billed:
             return verdict
         stage = Stage.ROUTING if code is Code.NO_CAPACITY else verdict.stage
@@ -203,14 +203,14 @@ class Recorder:
             )
         )
 
-    def _learn_share(self, session_id: str, usage: dict[str, int]) -> None:
+    def _learn_share(self, session: tuple[str, str], usage: dict[str, int]) -> None:
         """What part of the session's input came from the cache, for an estimate later on."""
         cached = usage.get("cache_read", 0)
-        if not session_id or not cached:
+        if not session[1] or not cached:
             return
         total = sum(usage.get(name, 0) for name in _INPUT_CLASSES)
-        self._shares[session_id] = cached * PPM // total
-        self._shares.move_to_end(session_id)
+        self._shares[session] = cached * PPM // total
+        self._shares.move_to_end(session)
         if len(self._shares) > SESSIONS_MAX:
             self._shares.popitem(last=False)
 
@@ -332,3 +332,10 @@ def upstream_error_note(kind: str) -> str:
 def new_incarnation() -> str:
     """The id of one run of one edge worker."""
     return new_id("edge").replace("_", "-", 1)
+
+
+def _session(x: Exchange) -> tuple[str, str]:
+    """Clients choose the names of their sessions: they are each account's own."""
+    assert x.key is not None
+    assert x.parsed is not None
+    return x.key.account_id, x.parsed.session_id

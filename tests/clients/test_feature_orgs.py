@@ -111,11 +111,14 @@ def test_roles_say_who_manages(stack, org):
         ("POST", f"/keys/{owners}/rotate", None),
         ("POST", "/keys", {"name": "the org's"}),
         ("POST", "/keys", {"name": "the owner's", "member_id": owner_id}),
+        ("POST", "/keys", {"name": "below the owner's", "parent_id": owners}),
     ):
         reply = api(stack, method, path, admin, body)
         assert refused(reply)[:2] == (403, "permission_denied"), path
     made = api(stack, "POST", "/keys", admin, {"name": "dora's", "member_id": dora})
     assert made.status == 201, made.body()
+    below = {"name": "below dora's", "parent_id": made.json()["id"]}
+    assert api(stack, "POST", "/keys", admin, below).status == 201
     named = {"models": [], "member_ids": [owner_id, dora]}
     reply = org.call("PUT", "/members/allowed-models", admin, named)
     assert refused(reply)[:2] == (403, "permission_denied")

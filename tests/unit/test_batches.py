@@ -13,6 +13,7 @@ from services.core import batches
 
 CHAT = "/v1/chat/completions"
 GOOD = {"custom_id": "a", "method": "POST", "url": CHAT, "body": {"model": "gpt-5-mini"}}
+DEEP = "[" * 5_000 + "]" * 5_000
 
 
 def without(name):
@@ -26,6 +27,7 @@ def without(name):
         ("[]", "invalid_type", ""),
         ('"text"', "invalid_type", ""),
         (b"\xff\xfe{}", "invalid_json_line", ""),
+        (json.dumps(GOOD)[:-1] + ', "x": ' + DEEP + "}", "invalid_json_line", ""),
         (without("custom_id"), "missing_required_parameter", "custom_id"),
         (without("method"), "missing_required_parameter", "method"),
         (without("url"), "missing_required_parameter", "url"),
@@ -97,6 +99,8 @@ def test_an_answer_becomes_one_line_and_keeps_its_numbers():
     assert one == b'{"n":12345678901234567890.10,"text":"a\\nb  c"}'
     quoted = msgspec.json.decode(bytes(batches.as_one_line(b"<html>no\n")))
     assert quoted == {"error": {"message": "<html>no\n"}}
+    deep = msgspec.json.decode(bytes(batches.as_one_line(DEEP.encode())))
+    assert deep == {"error": {"message": DEEP[:2000]}}
 
 
 def test_a_ticket_is_good_for_one_request_and_for_a_while():

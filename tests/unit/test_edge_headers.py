@@ -9,8 +9,9 @@ from services.edge.resources.health import is_this_machine
 CREDENTIAL = b"x-api-key: upstream-secret\r\n"
 
 
-def lines(headers: dict[str, str], dialect: str = "anthropic") -> list[str]:
-    return upstream_lines(DIALECTS[dialect], headers, CREDENTIAL).decode().split("\r\n")
+def lines(headers: dict[str, str], dialect: str = "anthropic", account: str = "acct") -> list[str]:
+    sent = upstream_lines(DIALECTS[dialect], headers, CREDENTIAL, account)
+    return sent.decode().split("\r\n")
 
 
 def test_unknown_anthropic_headers_go_upstream_unchanged():
@@ -42,6 +43,15 @@ def test_credentials_hop_by_hop_and_traces_stop_here():
         assert name not in out
     assert out.count("x-api-key: upstream-secret") == 1
     assert "accept-encoding: identity" in out
+
+
+def test_two_accounts_never_share_an_idempotency_key_upstream():
+    def named(account: str) -> str:
+        out = lines({"idempotency-key": "order-1"}, "chat", account)
+        return next(line for line in out if line.startswith("idempotency-key: "))
+
+    assert named("a") == named("a") != named("b")
+    assert "order-1" not in named("a")
 
 
 def test_a_value_with_a_control_character_is_dropped():

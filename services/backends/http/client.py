@@ -51,7 +51,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True):
         """The decoded body; None when it is no JSON."""
         try:
             return msgspec.json.decode(self.body)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return None
 
 

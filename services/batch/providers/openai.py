@@ -41,7 +41,7 @@ def refused(answer: NotSent | Unclear | Refused) -> CreateAnswer:
         return answer
     try:
         error = at(msgspec.json.decode(answer.message.encode()), "error")
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return answer
     message = at(error, "message") or answer.message
     moderated = answer.moderated or at(error, "code") in MODERATED

@@ -106,6 +106,8 @@ def decode(body: bytes, shape: type[T]) -> T:
         raise InvalidRequest(message, param=path or None) from ex
     except (msgspec.DecodeError, UnicodeDecodeError) as ex:
         raise InvalidRequest(f"the body is not JSON: {ex}") from ex
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
 
 
 def send_stored(

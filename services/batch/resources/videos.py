@@ -185,7 +185,7 @@ def _reference(fields: Fields) -> Any:
     if isinstance(given, str) and given.startswith("{"):
         try:
             given = msgspec.json.decode(given)
-        except msgspec.DecodeError as ex:
+        except (msgspec.DecodeError, RecursionError) as ex:
             message = "input_reference: not JSON"
             raise InvalidRequest(message, param="input_reference") from ex
     for name in ("file_id", "image_url"):

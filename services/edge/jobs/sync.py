@@ -237,6 +237,8 @@ def _decoded(raw: bytes) -> Body:
         return msgspec.json.decode(raw, type=Body)
     except (msgspec.DecodeError, UnicodeDecodeError) as ex:
         raise InvalidRequest(f"the body is not a JSON object: {ex}") from ex
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
 
 
 def _refusal(error: Mapping[str, Any]) -> Refusal:

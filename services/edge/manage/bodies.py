@@ -52,6 +52,8 @@ def parsed(raw: bytes, shape: type[Shape]) -> Shape:
         raise InvalidRequest(f"{path or 'the body'}: {what}", param=path or None) from ex
     except (msgspec.DecodeError, UnicodeDecodeError) as ex:
         raise InvalidRequest(f"the body is not JSON: {ex}") from ex
+    except RecursionError:
+        raise InvalidRequest("the body is nested too deeply") from None
 
 
 def key_fields(body: KeyFields, index: ModelIndex, now_us: int) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class KeysResource(Managed):
         def create(manager: Manager) -> dict[str, Any]:
             body = self._body(req, CreateKey)
             fields = key_fields(body, self._index, self._worker.clock.now_us())
-            fields |= _place(manager, body)
+            fields |= _place(manager, body, self._spender(manager, body))
             if body.custom_key is not None:
                 fields["custom_secret"] = body.custom_key
             made, secret = self._sql(self._desk.catalog.create_key, actor=manager.actor, **fields)
@@ -39,6 +39,15 @@ class KeysResource(Managed):
             return {**key_body(made), "key": secret}
 
         self._change(req, resp, create)
+
+    def _spender(self, manager: Manager, body: CreateKey) -> str | None:
+        """The member whose money an admin's new key would spend: a sub-key's is its parent's."""
+        if body.parent_id is None or manager.role == "owner" or not manager.manages_account:
+            return body.member_id
+        parent: Key = self._sql(self._desk.catalog.key, body.parent_id)
+        if not manager.sees(parent):
+            raise not_found("key", body.parent_id)
+        return parent.member_id
 
     def _list(self, req: falcon.Request, manager: Manager) -> dict[str, Any]:
         status = req.get_param("status")
@@ -157,8 +166,9 @@ class StatusResource(_OneKey):
         self._change(req, resp, switch)
 
 
-def _place(manager: Manager, body: CreateKey) -> dict[str, Any]:
-    """Whose key it becomes: account, parent and member. Raises Refusal, InvalidRequest."""
+def _place(manager: Manager, body: CreateKey, spender: str | None) -> dict[str, Any]:
+    """Whose key it becomes: account, parent and member. `spender`: the member whose money it
+    would spend. Raises Refusal, InvalidRequest."""
     place = {"parent_id": body.parent_id, "member_id": body.member_id}
     if manager.key is None:
         if body.account_id is None:
@@ -168,11 +178,11 @@ def _place(manager: Manager, body: CreateKey) -> dict[str, Any]:
     if body.account_id not in (None, own.account_id):
         raise not_found("account", str(body.account_id))
     if manager.manages_account:
-        if body.parent_id is None and manager.is_above(body.member_id):
+        if manager.is_above(spender):
             raise Refusal(
                 Code.PERMISSION_DENIED,
                 "permission_denied: only an owner's key makes keys of the org itself and of owners",
-                param="member_id",
+                param="member_id" if body.parent_id is None else "parent_id",
             )
         return {**place, "account_id": own.account_id}
     if body.parent_id == own.id and not own.parent_id:
