@@ -144,6 +144,7 @@ class Artifacts(Section, kw_only=True):
     retention_s: Annotated[int, msgspec.Meta(ge=60)] = 7 * 86_400
     max_bytes: Positive = 2 * 1024 * 1024 * 1024
     upload_max_bytes: Positive = 512 * 1024 * 1024
+    account_files_bytes: Positive = 20 * 1024 * 1024 * 1024  # of `/v1/files`, uploads are free
 
 
 class Log(Section, kw_only=True):

@@ -3,7 +3,7 @@
 from typing import Final
 
 import msgspec
-from sqlalchemy import Connection, Engine, insert, select, tuple_, update
+from sqlalchemy import Connection, Engine, func, insert, select, tuple_, update
 
 from services.backends.sql.engine import database_now_us, now_us, read, write
 from services.backends.sql.job_tables import upload
@@ -129,6 +129,16 @@ class Uploads:
             self._engine,
             lambda connection: [Upload(**row._mapping) for row in connection.execute(query)],
         )
+
+    def kept_bytes(self, account_id: str) -> int:
+        """What the account keeps of what `listed` shows."""
+        query = select(func.coalesce(func.sum(upload.c.bytes), 0)).where(
+            upload.c.account_id == account_id,
+            upload.c.purpose.not_in(_HIDDEN),
+            upload.c.deleted_at.is_(None),
+            upload.c.expires_at > now_us(),
+        )
+        return int(read(self._engine, lambda connection: connection.execute(query).scalar_one()))
 
     def delete(self, account_id: str, upload_id: str) -> bool:
         """Lets it go; a sweep deletes the bytes. False: there was none."""

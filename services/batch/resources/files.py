@@ -29,6 +29,10 @@ class FilesResource:
 
     def on_post(self, req: falcon.Request, resp: falcon.Response) -> None:
         account_id = self._service.caller(req).account_id
+        most = self._service.parts.config.artifacts.account_files_bytes
+        if self._service.parts.uploads.kept_bytes(account_id) >= most:
+            message = f"the account keeps {most} bytes of files: delete some first"
+            raise Refusal(Code.REQUEST_TOO_LARGE, message)
         name, draft, fields = self._received(req)
         try:
             keep_s = _keep_s(fields)

@@ -12,6 +12,7 @@ from sqlalchemy import select
 
 from services.backends.sql import job_tables
 from services.backends.sql.engine import read
+from services.backends.sql.uploads import JSONL, Uploads
 from tests.parts.job_routes import code, query_task, submit_task
 from tests.parts.stack import ROOT
 
@@ -188,3 +189,23 @@ def test_money_that_does_not_suffice_leaves_no_job(house):
     answer = house.call("POST", "/v1/tasks/submit", body, key=key)
     assert code(answer) == (402, "insufficient_balance")
     assert house.jobs() == []
+
+
+def test_an_account_keeps_so_many_bytes_of_files_and_no_more(house):
+    most = house.config.artifacts.account_files_bytes
+    where = (house.account.id, "big", "batch", JSONL, most, "0" * 64, None, 3600)
+    big = Uploads(house.engine).add(*where)
+    form = b'--x\r\ncontent-disposition: form-data; name="purpose"\r\n\r\nbatch\r\n--x\r\n'
+    form += b'content-disposition: form-data; name="file"; filename="a"\r\n\r\n{}\r\n--x--\r\n'
+
+    def sent():
+        who = {"account_id": house.account.id, "key_id": house.key.id}
+        headers = {"content-type": "multipart/form-data; boundary=x"}
+        return house.client.call("POST", "/v1/files", **who, headers=headers, body=form).status
+
+    assert sent() == 413
+    assert house.call("DELETE", f"/v1/files/{big.id}")[0] == 200
+    assert sent() == 200
+    Uploads(house.engine).add(*where)
+    house.newcomer()
+    assert sent() == 200, "another account's files are its own"
