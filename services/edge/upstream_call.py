@@ -134,7 +134,13 @@ class Call:
                 raise self._broken("read after release")
             if connection.sock.timeout != timeout_s:
                 connection.sock.settimeout(timeout_s)
+            until_s, got = 0.0, self._got
             while not chunks:
+                if self._got > got:  # framing without a byte of body: it is bounded, too
+                    until_s = until_s or time.monotonic() + timeout_s
+                    connection.sock.settimeout(max(until_s - time.monotonic(), 0.001))
+                    if self._got - got > _HEAD_BYTES_MAX:
+                        raise self._broken("the framing of the body is too large")
                 try:
                     more = self._receive(connection)
                 except TimeoutError as error:

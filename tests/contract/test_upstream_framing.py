@@ -1,10 +1,13 @@
 """The upstream client against raw sockets: framing, truncation, odd heads, large bodies."""
 
+import time
+
 import pytest
 
 from services.edge.upstream import (
     BadHeader,
     FirstByteTimeout,
+    IdleTimeout,
     Target,
     Truncated,
     UpstreamBroken,
@@ -143,6 +146,28 @@ def test_a_cut_body_raises_after_its_bytes(upstream, answer):
     assert answered.read(5.0) == b"hello"
     with pytest.raises(Truncated):
         answered.read(5.0)
+    answered.release()
+
+
+@pytest.mark.parametrize(
+    ("more", "error"),
+    [(b"x: " + b"y" * 65_536, UpstreamBroken), (b"y", IdleTimeout)],
+    ids=["endless", "dripping"],
+)
+def test_framing_without_a_body_is_bounded_in_bytes_and_time(upstream, more, error):
+    def serve(peer):
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nx: ")
+        until_s = time.monotonic() + 8
+        while time.monotonic() < until_s and not peer.closed_by_client(0.05):
+            peer.send(more)
+
+    answered = call(upstream(serve))
+    assert answered.read(5.0) == b"hello"
+    started_s = time.monotonic()
+    with pytest.raises(error):
+        answered.read(5.0 if error is UpstreamBroken else 0.5)
+    assert time.monotonic() - started_s < 5
     answered.release()
 
 
