@@ -7,6 +7,7 @@ and an environ that is filled in one go.
 from typing import Any, Final
 
 from gunicorn import util
+from gunicorn.http.errors import ObsoleteFolding
 from gunicorn.http.message import Request
 from gunicorn.http.parser import RequestParser
 
@@ -31,7 +32,8 @@ class CheckedParser(RequestParser):  # type: ignore[misc]
 
 
 def environ_of(base: dict[str, Any], req: Any, client: Any, address: Any) -> dict[str, Any]:
-    """`base` and what the request's head says. Of a repeated header the values are joined."""
+    """`base` and what the request's head says. Of a repeated header the values are joined.
+    Raises ObsoleteFolding."""
     environ = base.copy()
     body = req.body
     if req._expected_100_continue:
@@ -67,6 +69,8 @@ _keys: dict[str, str] = {"CONTENT-TYPE": "CONTENT_TYPE", "CONTENT-LENGTH": "CONT
 
 
 def _key(name: str) -> str:
+    if not name:  # a folded line: the C parser hands it out as a header without a name
+        raise ObsoleteFolding(name)
     key = "HTTP_" + name.replace("-", "_")
     if len(_keys) < 1000:
         _keys[name] = key

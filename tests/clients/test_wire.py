@@ -299,6 +299,8 @@ def test_smuggled_framing_is_refused(stack):
     both = f"content-length: {len(body)}\r\ntransfer-encoding: chunked\r\n\r\n"
     reply = send(stack.port, (head + both).encode() + b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body))
     assert reply.status == 400
+    folded = f"x-a: b\r\n x-b: c\r\ncontent-length: {len(body)}\r\n\r\n"
+    assert send(stack.port, (head + folded).encode() + body).status == 400
     assert stack.sim.calls(after=before) == []
 
 
