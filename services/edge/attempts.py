@@ -323,6 +323,6 @@ def _is_encoded(call: Call) -> bool:
 
 def _seconds(call: Call, header: bytes) -> int | None:
     for name, value in call.headers:
-        if name == header and value.strip().isdigit():
+        if name == header and value.strip().isdigit() and len(value.strip()) < 10:
             return int(value)
     return None

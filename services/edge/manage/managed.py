@@ -109,7 +109,8 @@ def number(req: falcon.Request, name: str, default: int, largest: int) -> int:
     text = req.get_param(name)
     if text is None:
         return default
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= largest:
+    short = len(text) <= len(str(largest)) and text.isascii() and text.isdecimal()
+    if not short or not 1 <= int(text) <= largest:
         raise InvalidRequest(f"{name} must be a number from 1 to {largest}", param=name)
     return int(text)
 
