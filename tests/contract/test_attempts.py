@@ -52,7 +52,7 @@ class House:
         x = Exchange("r", dialect, {"PATH_INFO": dialect.path}, {}, clock.monotonic_s(), 1)
         x.body = BODY
         x.parsed = dialect.parse_request(BODY, {})
-        x.key = SimpleNamespace(group="default")
+        x.key = SimpleNamespace(account_id="acc", group="default")
         x.price = SimpleNamespace(model="m", vendor="v")
         x.view = SimpleNamespace(
             snapshot=SimpleNamespace(channels=self.channels),
