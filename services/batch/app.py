@@ -6,8 +6,8 @@ import falcon
 from sqlalchemy.exc import DataError
 
 from schemas.errors import Code
+from services.backends.job_wire import STORED_PATH
 from services.backends.objects.port import StoreUnavailable
-from services.backends.pieces import STORED_PATH
 from services.backends.sql.deliveries import Deliveries
 from services.backends.sql.endpoints import Endpoints
 from services.backends.sql.engine import DatabaseUnavailable

@@ -19,8 +19,8 @@ import pytest
 
 from services.backends import settings
 from services.backends.clock import SystemClock
+from services.backends.job_wire import PIECE
 from services.backends.objects.port import NotStored, StoreUnavailable, TooLarge, chunks_of
-from services.backends.pieces import PIECE
 from services.backends.settings import load
 from services.batch.bootstrap import object_store
 from services.edge.jobs.forward import Forwarder

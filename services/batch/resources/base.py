@@ -9,8 +9,15 @@ import msgspec
 
 from schemas.errors import SHAPES, Code
 from services.backends.identity import HEADER, Identity, identities
+from services.backends.job_wire import (
+    HOLD_HEADER,
+    ORIGIN_HEADER,
+    PIECE,
+    STORED_HEADER,
+    TAKE_HEADER,
+    read_take,
+)
 from services.backends.objects.port import CHUNK
-from services.backends.pieces import PIECE, STORED_HEADER
 from services.backends.signed import NotAuthentic
 from services.backends.sql.job_records import Artifact, Job, Submitted
 from services.batch.admit import Admission
@@ -29,10 +36,6 @@ T = TypeVar("T")
 BODY_MAX: Final = 1024 * 1024
 _PIECE: Final = 64 * 1024
 _NAME_MAX: Final = 256
-ORIGIN_HEADER: Final = "x-tollgate-origin"
-HOLD_HEADER: Final = "x-tollgate-hold-nano"
-TAKE_HEADER: Final = "x-tollgate-take"
-FLAT_HEADER: Final = "x-tollgate-flat"  # its client wrote the parameters beside the model
 _MISSING: Final = re.compile(r"Object missing required field `(\w+)`")
 
 
@@ -79,8 +82,7 @@ def read_body(req: falcon.Request, limit: int = BODY_MAX) -> bytes:
 def take_of(req: falcon.Request) -> tuple[str, bool]:
     """The id that the edge chose for the job to be made (empty: none), and whether it asks once
     more, because no answer came."""
-    job_id, _, again = (req.get_header(TAKE_HEADER) or "").partition(" ")
-    return job_id, bool(again)
+    return read_take(req.get_header(TAKE_HEADER) or "")
 
 
 def idempotency_key(req: falcon.Request) -> str:

@@ -7,8 +7,8 @@ from typing import Final
 import falcon
 
 from schemas.errors import Code
+from services.backends.job_wire import PIECE
 from services.backends.objects.port import NotStored
-from services.backends.pieces import PIECE
 from services.batch.changes import ChangeFeed
 from services.batch.resources.base import Service, answer, send_stored
 from services.core.errors import Refusal

@@ -7,11 +7,11 @@ import falcon
 import msgspec
 
 from schemas.errors import Code
+from services.backends.job_wire import FLAT_HEADER
 from services.backends.sql.job_records import Job
 from services.batch.admit import Ask
 from services.batch.cursors import decode_cursor, encode_cursor
 from services.batch.resources.base import (
-    FLAT_HEADER,
     Service,
     answer,
     decode,

@@ -6,11 +6,12 @@ import falcon
 import msgspec
 
 from schemas.errors import Code
+from services.backends.job_wire import ORIGIN_HEADER
 from services.backends.sql.batch_records import Batch
 from services.backends.sql.uploads import Upload
 from services.batch.batch_input import keep_lines, store
 from services.batch.batch_wire import MESSAGES_PREFIX
-from services.batch.resources.base import ORIGIN_HEADER, answer, decode, read_body
+from services.batch.resources.base import answer, decode, read_body
 from services.batch.resources.batches import Desk
 from services.batch.resources.files import send_file
 from services.batch.wire import moment

@@ -9,13 +9,13 @@ from typing import Any, Final
 
 import falcon
 
+from services.backends.job_wire import FORMAT_HEADER
 from services.batch.admit import Ask
 from services.batch.resources.base import Service, idempotency_key, take_of, taken
 from services.batch.resources.forms import Form, drop, received
 from services.batch.resources.jobs import show
 from services.core.errors import InvalidRequest
 
-FORMAT_HEADER: Final = "x-tollgate-response-format"
 _IMAGE: Final = (
     "prompt", "n", "size", "quality", "background", "output_format", "output_compression", "seed",
     "image", "mask",

@@ -13,7 +13,14 @@ from gevent.event import AsyncResult
 
 from schemas.errors import Code
 from services.backends.http.private_client import Answer, ApiUnavailable, NotReached
-from services.backends.pieces import STORED_HEADER
+from services.backends.job_wire import (
+    FLAT_HEADER,
+    HOLD_HEADER,
+    ORIGIN_HEADER,
+    STORED_HEADER,
+    TAKE_HEADER,
+    take_text,
+)
 from services.core import etags
 from services.core.access import REVOKED
 from services.core.errors import Refusal
@@ -27,10 +34,6 @@ from services.edge.watch import ClientWatch
 from services.edge.worker import Worker
 
 BODY_MAX: Final = 1024 * 1024
-ORIGIN_HEADER: Final = "x-tollgate-origin"
-_HOLD_HEADER: Final = "x-tollgate-hold-nano"
-_FLAT_HEADER: Final = "x-tollgate-flat"
-_TAKE_HEADER: Final = "x-tollgate-take"
 WAIT_MAX_S: Final = 60.0
 _PATIENCE_S: Final = 6.0
 _RETRY_S: Final = 0.2
@@ -93,9 +96,10 @@ class Forwarder:
         headers = {name: value for name in sent if (value := req.get_header(name)) is not None}
         headers[ORIGIN_HEADER] = f"{req.scheme}://{req.netloc}"
         if flat:
-            headers[_FLAT_HEADER] = "1"
-        if submits:
-            headers[_TAKE_HEADER] = ulid()
+            headers[FLAT_HEADER] = "1"
+        job_id = ulid() if submits else ""
+        if job_id:
+            headers[TAKE_HEADER] = take_text(job_id, again=False)
         clock = self.worker.clock
         deadline_s = clock.monotonic_s() + _PATIENCE_S
         while True:
@@ -108,8 +112,8 @@ class Forwarder:
                     headers=headers,
                     body=body or None,
                 )
-                if _HOLD_HEADER in found.headers:
-                    req.context.hold_nano = int(found.headers[_HOLD_HEADER])
+                if HOLD_HEADER in found.headers:
+                    req.context.hold_nano = int(found.headers[HOLD_HEADER])
                 stored = STORED_HEADER in found.headers
                 return StoredAnswer(self.worker.batch, found) if stored else found
             except ApiUnavailable as ex:
@@ -117,8 +121,8 @@ class Forwarder:
                 may = isinstance(ex, NotReached) or submits or method in ("GET", "HEAD")
                 if not may or clock.monotonic_s() >= deadline_s:
                     raise Refusal(Code.UNAVAILABLE, "jobs cannot be reached now") from ex
-                if submits and not isinstance(ex, NotReached):
-                    headers[_TAKE_HEADER] = headers[_TAKE_HEADER].partition(" ")[0] + " again"
+                if job_id and not isinstance(ex, NotReached):
+                    headers[TAKE_HEADER] = take_text(job_id, again=True)
             gevent.sleep(_RETRY_S)
 
     def told(self, req: falcon.Request, target: str, caller: Caller) -> bytes:
@@ -163,9 +167,8 @@ class _AskerGone(Exception):
 
 class JobRoute(Authenticated):
     """One path of the batch service. `counted`: a submission, within the key's rates; `submits`:
-    of a job. `waits`:
-    methods whose answer may be asked to wait, GET for a change of the job, POST for its end.
-    `dialect`: of the edge's own refusals."""
+    of a job. `waits`: methods whose answer may be asked to wait, GET for a change of the job, POST
+    for its end. `dialect`: of the edge's own refusals."""
 
     def __init__(
         self,

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from services.backends.http.private_client import ANSWER_MAX, Answer, ApiUnavailable, PrivateClient
 from services.backends.identity import OPERATOR
-from services.backends.pieces import PIECE, STORED_HEADER, STORED_PATH
+from services.backends.job_wire import PIECE, STORED_HEADER, STORED_PATH
 
 
 class StoredAnswer(Answer):

@@ -14,6 +14,7 @@ import msgspec
 
 from schemas.errors import Code
 from services.backends.http.private_client import Answer
+from services.backends.job_wire import FORMAT_HEADER
 from services.core.access import REVOKED
 from services.core.catalog import Key
 from services.core.errors import InvalidRequest, Refusal
@@ -26,7 +27,6 @@ from services.edge.watch import ClientWatch
 
 _WAIT_S: Final = 300.0
 _LOOK_S: Final = 5.0
-_FORMAT_HEADER: Final = "x-tollgate-response-format"
 _IMAGE: Final = (
     "prompt", "n", "size", "aspect_ratio", "quality", "style", "background", "negative_prompt",
     "output_format", "output_compression", "seed",
@@ -160,7 +160,7 @@ class FormRoute(_Waiting):
 
     def submit(self, req: falcon.Request, caller: Caller, raw: bytes) -> tuple[Answer, str]:
         made = self.forwarder.ask(req, "POST", req.path, caller, raw, submits=True)
-        return made, made.headers.get(_FORMAT_HEADER, "")
+        return made, made.headers.get(FORMAT_HEADER, "")
 
 
 def image_input(body: Body) -> Body:
