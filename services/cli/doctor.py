@@ -179,15 +179,16 @@ def _batch(config: Config) -> str:
 
 
 def _edge(config: Config) -> str:
-    url = edge_url(config) + "/readyz"
+    edge = edge_url(config)
+    url = edge + "/readyz"
     try:
         with urllib.request.urlopen(url, timeout=3) as reply:  # noqa: S310 - our own address
             ours = reply.headers.get("server") == "tollgate"
-            return f"{edge_url(config)} is {'ready' if ours else 'not ours'}"
+            return f"{edge} is {'ready' if ours else 'not ours'}"
     except urllib.error.HTTPError as ex:
         raise Finding(f"{url}: {ex.read(300).decode('utf-8', 'replace')}") from ex
     except OSError:
-        return f"nothing listens on {edge_url(config)}"
+        return f"nothing listens on {edge}"
 
 
 _CHECKS: Final[dict[str, Callable[[Config], str]]] = {

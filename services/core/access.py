@@ -67,7 +67,7 @@ def _why_not(snapshot: Snapshot, key: Key | None, now_us: int) -> Refusal | None
         return Refusal(Code.INVALID_API_KEY, "invalid x-api-key")
     if key.status != "active":
         return Refusal(Code.INVALID_API_KEY, f"this API key was {key.status}")
-    if key.expires_at is not None and key.expires_at <= now_us:
+    if _has_expired(key, now_us):
         return Refusal(Code.INVALID_API_KEY, EXPIRED)
     account = snapshot.accounts.get(key.account_id)
     if account is None or account.status == "disabled":
@@ -89,7 +89,11 @@ def why_ended(snapshot: Snapshot, key: Key, now_us: int) -> str:
     account = snapshot.accounts.get(key.account_id)
     if now is None or now.status != "active" or account is None or account.status == "disabled":
         return REVOKED
-    return EXPIRED if now.expires_at is not None and now.expires_at <= now_us else ""
+    return EXPIRED if _has_expired(now, now_us) else ""
+
+
+def _has_expired(key: Key, now_us: int) -> bool:
+    return key.expires_at is not None and key.expires_at <= now_us
 
 
 class KeyRules(NamedTuple):

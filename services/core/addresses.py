@@ -11,6 +11,7 @@ from typing import Final, TypeAlias
 import msgspec
 
 Address: TypeAlias = tuple[int, int]  # (4 or 6, the address as a number)
+Network: TypeAlias = IPv4Network | IPv6Network
 
 FORWARDED_MAX: Final = 32  # entries of X-Forwarded-For that are looked at, from the right
 _MAPPED_BITS: Final = 96
@@ -43,16 +44,21 @@ def networks(texts: Iterable[str]) -> Networks:
     return Networks(tuple(_range(text) for text in kept), kept)
 
 
-def _range(text: str) -> tuple[int, int, int]:
+def network_of(text: str) -> Network:
+    """The network in `text`, of IPv4 addresses inside IPv6 the IPv4 one. Raises BadNetwork."""
     try:
-        network: IPv4Network | IPv6Network = ip_network(text, strict=False)
+        network = ip_network(text, strict=False)
     except ValueError as ex:
         raise BadNetwork(f"{text!r} is not an address or a network such as 10.0.0.0/8") from ex
-    first, last = int(network.network_address), int(network.broadcast_address)
-    mapped = network.version == 6 and network.network_address.ipv4_mapped is not None
-    if mapped and network.prefixlen >= _MAPPED_BITS:
-        return 4, first & 0xFFFFFFFF, last & 0xFFFFFFFF
-    return network.version, first, last
+    mapped = network.network_address.ipv4_mapped if network.version == 6 else None
+    if mapped is None or network.prefixlen < _MAPPED_BITS:
+        return network
+    return IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
+
+
+def _range(text: str) -> tuple[int, int, int]:
+    network = network_of(text)
+    return network.version, int(network.network_address), int(network.broadcast_address)
 
 
 @lru_cache(maxsize=10_000)  # the same few clients come again and again

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
+from services.core.addresses import Network, network_of
 from services.core.catalog import Key
 from services.core.errors import InvalidRequest
 
@@ -15,10 +16,6 @@ MONEY: Final = ("quota_nano", "window_5h_nano", "window_1d_nano", "window_7d_nan
 RATES: Final = ("concurrency", "requests_per_min", "tokens_per_min")
 NO_MODEL: Final = ("",)  # a list of models that allows none: no model has this name
 NO_ADDRESS: Final = ("0.0.0.0/32",)  # a list of addresses that allows none: nobody calls from it
-
-_MAPPED_BITS: Final = 96
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 def narrowed(parent: Key, fields: Mapping[str, Any]) -> dict[str, Any]:
@@ -41,8 +38,8 @@ def narrowed(parent: Key, fields: Mapping[str, Any]) -> dict[str, Any]:
         raise _wider("models", "more than")
     out["models"] = models
     allowed = networks("ip_allow", out.get("ip_allow") or parent.ip_allow)
-    outer = [_network(each) for each in parent.ip_allow]
-    for inner in map(_network, allowed):
+    outer = [network_of(each) for each in parent.ip_allow]
+    for inner in map(network_of, allowed):
         if outer and not any(_within(inner, each) for each in outer):
             raise _wider("ip_allow", "more than")
     out["ip_allow"] = tuple(allowed)
@@ -76,7 +73,7 @@ def networks(name: str, values: Sequence[str]) -> list[str]:
     out = []
     for place, value in enumerate(values):
         try:
-            out.append(str(_network(value)))
+            out.append(str(network_of(value)))
         except ValueError as ex:
             path = f"{name}[{place}]"
             raise InvalidRequest(f"{path}: {value!r} is no network", param=path) from ex
@@ -86,8 +83,8 @@ def networks(name: str, values: Sequence[str]) -> list[str]:
 def _common(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:
     """The addresses in both lists: of two networks that overlap, one lies in the other."""
     found: list[str] = []
-    for mine in map(_network, ours):
-        for other in map(_network, theirs):
+    for mine in map(network_of, ours):
+        for other in map(network_of, theirs):
             if _within(mine, other):
                 found.append(str(mine))
             elif _within(other, mine):
@@ -97,15 +94,6 @@ def _common(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:
 
 def _joined(ours: tuple[str, ...], theirs: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*ours, *theirs)))
-
-
-def _network(text: str) -> Network:
-    """IPv4 addresses written inside IPv6 are the IPv4 ones, as in `services.core.addresses`."""
-    network = ipaddress.ip_network(text, strict=False)
-    mapped = network.network_address.ipv4_mapped if network.version == 6 else None
-    if mapped is None or network.prefixlen < _MAPPED_BITS:
-        return network
-    return ipaddress.IPv4Network((mapped, network.prefixlen - _MAPPED_BITS))
 
 
 def _within(inner: Network, outer: Network) -> bool:
