@@ -10,7 +10,15 @@ from sqlalchemy import select
 from schemas import events
 from services.backends.sql.engine import read
 from services.backends.sql.tables import sql_outbox
-from tests.parts.feature import admin_key, api, assert_accounted, each_worker, make_key, refused
+from tests.parts.feature import (
+    admin_key,
+    api,
+    assert_accounted,
+    each_worker,
+    make_key,
+    refused,
+    statuses,
+)
 from tests.parts.wire import PATHS, frames, post, request, text_body
 
 SECRET = re.compile(r"sk-toll-[A-Za-z0-9_-]{43}")
@@ -31,11 +39,6 @@ def account(stack):
 def owner(stack, account):
     """The secret of a key without limits."""
     return stack.new_key(account=account)
-
-
-def statuses(stack, secret):
-    """What every worker says to the secret."""
-    return {reply.status for reply in each_worker(stack, "/v1/models", secret)}
 
 
 def create(stack, manager, **body):

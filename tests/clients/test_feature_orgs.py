@@ -4,7 +4,7 @@ import uuid
 
 import pytest
 
-from tests.parts.feature import NANO, admin_key, api, each_worker, refused, wait_until
+from tests.parts.feature import NANO, admin_key, api, each_worker, refused, statuses, wait_until
 from tests.parts.wire import post
 
 
@@ -69,7 +69,7 @@ def test_members_are_added_listed_changed_and_removed(stack, org):
     assert org.call("DELETE", f"/members/{bob['id']}", org.owner).status == 204
     gone = org.call("GET", f"/members/{bob['id']}", org.owner).json()
     assert gone["status"] == "disabled"
-    assert {reply.status for reply in each_worker(stack, "/v1/models", secret)} == {401}
+    assert statuses(stack, secret) == {401}
 
 
 @pytest.mark.parametrize(
@@ -212,4 +212,4 @@ def test_a_paused_org_is_403_for_every_key(stack):
         assert post(stack, "chat", secret, stream=False).status == 403
     assert api(stack, "POST", f"/accounts/{org.id}/resume", org.admin).status == 200
     for secret in secrets:
-        assert {reply.status for reply in each_worker(stack, "/v1/models", secret)} == {200}
+        assert statuses(stack, secret) == {200}

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from tests.parts.feature import each_worker, files, wait_until
+from tests.parts.feature import files, statuses, wait_everywhere
 from tests.parts.wire import PATHS, Reply, frames, post, request, text_body
 
 STREAM_END = {"anthropic": b"message_stop", "chat": b"[DONE]", "responses": b"response.completed"}
@@ -339,7 +339,7 @@ def test_a_key_that_is_revoked_while_the_body_arrives_is_refused(stack):
         assert answered.status == 200
         calls = stack.sim.calls()
         stack.revoke(key)
-        wait_until(lambda: {r.status for r in each_worker(stack, "/v1/balance", key)} == {401})
+        wait_everywhere(lambda: statuses(stack, key) == {401})
         client.sendall(body[10:])
         reply = Reply(client)
         assert (reply.status, reply.json()["error"]["type"]) == (401, "authentication_error")

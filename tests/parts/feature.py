@@ -54,6 +54,11 @@ def each_worker(stack: Stack, path: str, key: str, count: int = 12) -> list[Repl
     return [request(stack.port, "GET", path, key=key) for _ in range(count)]
 
 
+def statuses(stack: Stack, key: str) -> set[int]:
+    """What every worker says to the key."""
+    return {reply.status for reply in each_worker(stack, "/v1/models", key)}
+
+
 def balances(stack: Stack, key: str) -> set[float]:
     """`available_usd` as every worker tells it."""
     return {r.json()["available_usd"] for r in each_worker(stack, "/v1/balance", key)}
