@@ -1,6 +1,6 @@
 """The life of a job: phases inside, states outside, and what both wires call them.
 
-    queued -> submitting -> polling -> fetching -> settling -> completed
+    queued -> submitting -> polling -> fetching -> completed
                   |            ^
                   +-> unknown -+        any of them -> failed | cancelled | expired
 

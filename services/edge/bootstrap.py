@@ -111,7 +111,7 @@ def create_app(config: Config) -> EdgeApp:
     clock = WorkerClock()
     engine = open_engine(config.database.url, under(config, "."))
     _require_schema(engine)
-    # SQLite blocks: one thread keeps it off the hub. See docs/architecture.md.
+    # SQLite blocks: one thread keeps it off the hub.
     threads: Any = OneThread() if config.database.url.startswith("sqlite") else Inline()
     incarnation = new_incarnation()
     budgets = Budgets(engine)
