@@ -31,7 +31,8 @@ def list_(cli: Cli) -> None:
     rows: list[dict[str, Any]] = [
         {
             "name": found.name,
-            "dialect": found.dialect,
+            "dialect": found.dialect or None,
+            "provider": found.provider or None,
             "base_url": found.base_url,
             "credential": found.credential or None,
             "models": sorted(found.models),
@@ -41,7 +42,7 @@ def list_(cli: Cli) -> None:
         }
         for found in channels(cli.config())
     ]
-    names = ("name", "dialect", "base_url", "models", "groups", "priority", "weight")
+    names = ("name", "dialect", "provider", "base_url", "models", "groups", "priority", "weight")
     cells = [
         [len(row["models"]) if name == "models" else _joined(row[name]) for name in names]
         for row in rows

@@ -1,5 +1,6 @@
 """`tollgate price`: price versions."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from services.cli.bootstrap import open_books
 from services.cli.context import Cli, Group, iso, table
 from services.cli.price_study import margin, whatif
 from services.core.money import exact_usd
-from services.core.prices import PriceVersion
+from services.core.prices import ModelPrice, PriceVersion
 
 
 @click.group(cls=Group)
@@ -106,8 +107,18 @@ def _show(cli: Cli, version: PriceVersion) -> None:
         },
         "channels": version.book.channels,
     }
-    rows = [[model.model, *(_usd(model.classes.get(name)) for name in classes)] for model in models]
-    cli.show(value, f"price version {version.id}\n" + table(("model", *classes), rows))
+    rows = [
+        [model.model, *(_usd(model.classes.get(name)) for name in classes), _others(model, classes)]
+        for model in models
+    ]
+    cli.show(value, f"price version {version.id}\n" + table(("model", *classes, "other"), rows))
+
+
+def _others(model: ModelPrice, shown: Collection[str]) -> str | None:
+    """The plain prices beside `shown`, those of generations; tiers are in the JSON."""
+    prices = model.classes.items()
+    told = [f"{name} {exact_usd(n)}" for name, n in prices if name not in shown and ":" not in name]
+    return ", ".join(told) or None
 
 
 def _usd(nano: int | None) -> str | None:

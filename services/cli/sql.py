@@ -6,7 +6,8 @@ from services.cli import queries
 from services.cli.context import Cli, Command, table
 
 
-@click.command(cls=Command)
+# A statement may begin with a comment, `-- like this`.
+@click.command(cls=Command, context_settings={"ignore_unknown_options": True})
 @click.argument("statement")
 @click.pass_obj
 def sql(cli: Cli, statement: str) -> None:

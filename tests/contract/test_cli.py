@@ -151,6 +151,7 @@ def test_prices_are_listed_imported_and_compared(here, tmp_path):
     before = here.json("price", "list")
     assert before["models"]["claude-haiku-4-5"]["output"] == "5"
     assert before["models"]["claude-haiku-4-5"]["web_search"] == "10000"
+    assert re.search(r"^veo-3\.1 .* seconds \d+", here.text("price", "list"), re.MULTILINE)
     file = tmp_path / "own.toml"
     source = (ROOT / "schemas" / "prices" / "anthropic.toml").read_text()
     head, _, rows = source.partition("[[models]]")
@@ -177,6 +178,7 @@ def test_channels_come_from_the_configuration(here, tmp_path):
     names = {each["name"] for each in here.json("channel", "list")}
     assert names > {"sim-anthropic", "sim-chat", "sim-responses"}  # those of media too
     assert all(name.startswith("sim-") for name in names)
+    assert re.search(r"^sim-veo +- +veo +http", here.text("channel", "list"), re.MULTILINE)
     config = tmp_path / "tollgate.toml"
     config.write_text(
         '[[channels]]\nname = "c"\ndialect = "chat"\nbase_url = "http://127.0.0.1:9"\n'
@@ -204,7 +206,8 @@ def test_options_count_at_any_level(here):
 def test_usage_and_sql_open_the_files_when_nothing_runs(here, chdb_folder):
     assert here.apart("usage", "--account", "alice") == []
     assert here.apart("usage", "--account", "alice", "--by", "day")["totals"]["call_count"] == 0
-    assert here.apart("sql", "SELECT 1 AS one, count() AS n FROM usage")["rows"] == [[1, 0]]
+    statement = "-- how many = none\nSELECT 1 AS one, count() AS n FROM usage"
+    assert here.apart("sql", statement)["rows"] == [[1, 0]]
     assert "there is no account 'bob'" in here.refused("usage", "--account", "bob")
     wrong = here.refused("usage", "--account", "alice", "--by", "week", code=2)
     assert "group_by must be some of day, hour, model, api_key" in wrong
