@@ -6,12 +6,19 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadFileScheduling
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 # A fixture of a session is one for all files only where one module registers it.
 pytest_plugins = ["tests.parts.kafka"]
+
+# An example may meet a moment in which the machine stands still: its time proves nothing.
+settings.register_profile(
+    "any-machine", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("any-machine")
 
 # Filled by tests/parts/*.py when a part is started: name -> version as the part itself tells it.
 PARTS: dict[str, str] = {}

@@ -64,7 +64,8 @@ class Provider:
         what = request.path.partition("/sim/")[2]
         answer: Any = {"ok": True}
         if what == "log":
-            answer = {"calls": self._log.calls(int(request.query.get("after", "0")))}
+            calls = self._log.calls(int(request.query.get("after", "0")))
+            answer = {"calls": calls, "last_id": self._log.last_id}
         elif what == "reset":
             self._log.reset()
             self._media.reset()

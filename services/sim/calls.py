@@ -83,6 +83,11 @@ class CallLog:
         """Entries as JSON, oldest first."""
         return [orjson.Fragment(line) for call_id, line in self._calls if call_id > after]
 
+    @property
+    def last_id(self) -> int:
+        """Of the calls that have begun; 0 before the first."""
+        return self._next_id - 1
+
     def raw(self, which: str) -> dict[str, Any] | None:
         """The raw bytes of the last call, or of the call with this id while it is kept."""
         wanted = str(self._raw[-1]["id"]) if which == "last" and self._raw else which

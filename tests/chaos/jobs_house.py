@@ -18,7 +18,7 @@ import psutil
 from services.backends.http.private_client import ApiUnavailable, PrivateClient
 from services.backends.sql.wallets import Wallets
 from tests.parts.batch_house import ROOT, BatchHouse
-from tests.parts.kafka import free_port
+from tests.parts.ports import free_port
 from tests.parts.sim import Sim
 
 READY_S = 120.0

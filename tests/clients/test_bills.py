@@ -2,13 +2,13 @@
 tell the same to the nano-dollar, on each foundation of the program."""
 
 import json
-import time
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 
 import pytest
 
 from tests.parts.bill import assert_bill_matches, charged_nano
+from tests.parts.feature import wait_until
 from tests.parts.wire import PATHS, post, request, text_body
 
 USD_NANO = 10**9
@@ -19,13 +19,6 @@ def balance_nano(stack, account: str) -> int:
     listed = json.loads(stack.cli("account", "list", "--json").stdout)
     row = next(row for row in listed if row["id"] == account)
     return int(Decimal(row["topped_up_usd"]) * USD_NANO - Decimal(row["charged_usd"]) * USD_NANO)
-
-
-def wait_until(condition, timeout_s: float = 10.0):
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def served(stack, key: str, **more) -> int:

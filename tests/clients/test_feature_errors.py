@@ -118,7 +118,7 @@ def assert_upstream_fault(stack, dialect, stream, fault, status, code):
     assert dialect == "anthropic" or error["code"] == code
     if status == 504:  # the stack's channels wait 1 s for a stream's first byte, 2 s for the whole
         limit_s = 1.0 if stream else 2.0
-        assert limit_s - 0.1 < took_s < limit_s + 1.5
+        assert limit_s - 0.1 < took_s < limit_s + 10  # not the default of 30 s
     row = stack.wait_for_row(reply.header("x-tollgate-request-id"), key)
     assert (row["cost_nano"], row["outcome"], row["error_code"]) == (0, "failed", code)
 

@@ -140,7 +140,7 @@ def test_a_charge_shows_at_every_worker(stack):
     spent = stack.wait_for_rows(1, key)[0]["cost_nano"]
     assert spent > 10_000_000
     left = f"{(100 * 10**9 - spent) // 10**7 / 100:.2f}"
-    wait_until(lambda: quota(stack, key) == {left}, 4.0, lambda: (quota(stack, key), left))
+    wait_until(lambda: quota(stack, key) == {left}, told=lambda: (quota(stack, key), left))
 
 
 def test_the_body_of_a_stream_comes_after_all_headers(stack):

@@ -18,6 +18,7 @@ from tests.parts.feature import (
     make_key,
     refused,
     statuses,
+    wait_until,
 )
 from tests.parts.wire import PATHS, frames, post, request, text_body
 
@@ -376,16 +377,12 @@ def test_sub_keys_spend_their_parents_quota_and_end_with_it(stack, owner):
     reply = post(stack, "chat", child["key"], stream=False)
     assert reply.status == 200, reply.body()
     row = stack.wait_for_row(reply.header("x-tollgate-request-id"), child["key"])
-    deadline = time.monotonic() + 10
-    while True:
-        used = [
-            api(stack, "GET", f"/keys/{key['id']}", owner).json()["quota_used"]
-            for key in (child, parent)
-        ]
-        if used == [row["cost_nano"] / 1e9] * 2 or time.monotonic() > deadline:
-            break
-        time.sleep(0.1)
-    assert used == [row["cost_nano"] / 1e9] * 2
+
+    def used() -> list[float]:
+        told = [api(stack, "GET", f"/keys/{key['id']}", owner).json() for key in (child, parent)]
+        return [each["quota_used"] for each in told]
+
+    wait_until(lambda: used() == [row["cost_nano"] / 1e9] * 2, told=used)
     api(stack, "POST", f"/keys/{parent['id']}/disable", owner)
     assert statuses(stack, child["key"]) == {401}
     api(stack, "POST", f"/keys/{parent['id']}/enable", owner)

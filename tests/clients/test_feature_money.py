@@ -1,7 +1,6 @@
 """Holds, charges and quotas as a customer can see them, on the running program."""
 
 import re
-import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
@@ -21,17 +20,26 @@ def near(told: set[float], wanted_nano: int) -> bool:
     return all(abs(usd * NANO - wanted_nano) <= 1_000 for usd in told)
 
 
+def hang_up(reply) -> None:
+    """Once something of the answer has come, which is due."""
+    got, reads = b"", reply.reads()
+    while b"delta" not in got:
+        got += next(reads)[1]
+    reply.close()
+
+
 def test_a_hold_shows_while_its_request_runs(stack):
     """In the balance of every worker; afterwards only the cost is gone."""
-    key = stack.new_key("slow")
+    key = stack.new_key("slow-long")
     # No more output than the first slice of an elastic hold: all of it is held.
     reply = post(stack, "anthropic", key, stream=True, max_tokens=2_000, model="claude-sonnet-4-5")
     hold_nano = int(reply.header("x-estimated-credits")) * 1000
     assert hold_nano > 0.02 * NANO
-    wait_until(lambda: near(balances(stack, key), 100 * NANO - hold_nano), 2.0)
-    assert b"message_stop" in reply.body()
+    wait_until(lambda: near(balances(stack, key), 100 * NANO - hold_nano), 10.0)
+    hang_up(reply)
     cost_nano = stack.wait_for_rows(1, key)[0]["cost_nano"]
-    wait_until(lambda: near(balances(stack, key), 100 * NANO - cost_nano), 3.0)
+    assert cost_nano > 0
+    wait_until(lambda: near(balances(stack, key), 100 * NANO - cost_nano))
 
 
 def test_what_was_charged_and_what_is_held_are_what_is_gone(stack):
@@ -40,13 +48,13 @@ def test_what_was_charged_and_what_is_held_are_what_is_gone(stack):
     for dialect in PATHS:
         for stream in (True, False):
             assert post(stack, dialect, key, stream=stream).body()
-    slow = post(stack, "chat", stack.new_key("slow", account=account), stream=True)
-    hold_nano = int(slow.header("x-estimated-credits")) * 1000
     rows = stack.wait_for_rows(6, key)
     cost_nano = sum(row["cost_nano"] for row in rows)
     assert len({row["request_id"] for row in rows}) == 6
-    wait_until(lambda: near(balances(stack, key), NANO - cost_nano - hold_nano), 2.0)
-    slow.body()
+    slow = post(stack, "chat", stack.new_key("slow-long", account=account), stream=True)
+    hold_nano = int(slow.header("x-estimated-credits")) * 1000
+    wait_until(lambda: near(balances(stack, key), NANO - cost_nano - hold_nano), 10.0)
+    hang_up(slow)
     rows = stack.wait_for_rows(7, key)
     cost_nano = sum(row["cost_nano"] for row in rows)
 
@@ -55,7 +63,7 @@ def test_what_was_charged_and_what_is_held_are_what_is_gone(stack):
         return round(told["lifetime_spent_usd"] * NANO) == cost_nano
 
     wait_until(settled)
-    assert near(balances(stack, key), NANO - cost_nano)
+    wait_until(lambda: near(balances(stack, key), NANO - cost_nano))
 
 
 def test_a_hold_that_does_not_fit_calls_no_upstream(stack, dialect):
@@ -87,7 +95,7 @@ def test_an_error_after_300_tokens_is_free(stack, dialect):
     row = stack.wait_for_rows(1, key)[0]
     assert (row["outcome"], row["cost_nano"], row["status"]) == ("failed", 0, 200)
     assert row["error_code"] == "upstream_stream_error"
-    wait_until(lambda: balances(stack, key) == {100.0}, 3.0)
+    wait_until(lambda: balances(stack, key) == {100.0})
     written_off = stack.sql(
         f"SELECT provider_cost_nano FROM usage WHERE key_id = '{row['api_key_id']}'"
     )
@@ -121,17 +129,16 @@ def test_a_quota_is_never_passed_by_a_race(stack, quota):
 
 
 def test_a_hold_comes_back_when_its_worker_is_killed(stack):
-    key = stack.new_key("slow")
+    key = stack.new_key("slow-long")
     reply = post(stack, "anthropic", key, stream=True, max_tokens=2_000)
     hold_nano = int(reply.header("x-estimated-credits")) * 1000
-    wait_until(lambda: near(balances(stack, key), 100 * NANO - hold_nano), 2.0)
-    worker_of(stack, reply).kill()
-    row = stack.wait_for_rows(1, key, 20.0)[0]
+    wait_until(lambda: near(balances(stack, key), 100 * NANO - hold_nano), 10.0)
+    worker = worker_of(stack, reply)
+    worker.kill()
+    worker.wait(10)  # a connection that it has just taken would break
+    row = stack.wait_for_rows(1, key)[0]
     assert (row["outcome"], row["error_code"], row["cost_nano"]) == ("abandoned", "abandoned", 0)
-    wait_until(lambda: balances(stack, key) == {100.0}, 20.0, lambda: balances(stack, key))
-    deadline = time.monotonic() + 20
-    while stack._status("/readyz") != 200:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    wait_until(lambda: balances(stack, key) == {100.0}, told=lambda: balances(stack, key))
+    wait_until(lambda: stack._status("/readyz") == 200)
     again = post(stack, "anthropic", stack.key(), stream=False)
     assert again.status == 200

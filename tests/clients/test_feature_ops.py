@@ -5,7 +5,9 @@ import sqlite3
 import statistics
 import time
 
-from tests.parts.feature import files, holders, make_key
+import pytest
+
+from tests.parts.feature import files, holders, make_key, within
 from tests.parts.wire import PATHS, post, request, text_body
 
 SECRET_TEXT = "swordfish under the marmalade bridge"
@@ -43,33 +45,34 @@ def test_blocks_of_tools_caches_and_thinking_are_not_touched(stack):
         raw = json.dumps({**body, "stream": stream}, indent=1).encode()
         reply = request(stack.port, "POST", "/v1/messages", key=stack.key(), body=raw)
         got = reply.body()
-        echo = stack.sim.echo()
         assert reply.status == 200, got
+        echo = stack.sim.echo_of(reply)
         assert echo["body"] == raw
         assert echo["reply_body"] == got
         assert b'"type":"thinking"' in got.replace(b" ", b"")
 
 
-def test_the_gateway_adds_less_than_80_ms_at_the_median(stack):
-    key = stack.new_key()
-    added_ms = {}
-    for dialect, path in PATHS.items():
-        for stream in (True, False):
-            body = text_body(dialect, stream=stream)
-            through, direct = [], []
-            for _ in range(15):  # in turns, so that the machine's other work meets both
-                for port, times in ((stack.sim.port, direct), (stack.port, through)):
-                    began = time.perf_counter()
-                    reply = request(port, "POST", path, key=key, body=body)
-                    reads = reply.reads()
-                    next(reads)
-                    times.append((time.perf_counter() - began) * 1000)
-                    assert reply.status == 200
-                    list(reads)
-                    assert reply.whole
-                    reply.close()
-            added_ms[dialect, stream] = statistics.median(through) - statistics.median(direct)
-    assert max(added_ms.values()) < 80, added_ms
+@pytest.mark.parametrize("dialect", list(PATHS))
+@pytest.mark.parametrize("stream", [True, False])
+def test_the_gateway_adds_less_than_80_ms_at_the_median(stack, dialect, stream):
+    key, body = stack.new_key(), text_body(dialect, stream=stream)
+
+    def added_s() -> float:
+        through, direct = [], []
+        for _ in range(15):  # in turns, so that the machine's other work meets both
+            for port, times in ((stack.sim.port, direct), (stack.port, through)):
+                began = time.perf_counter()
+                reply = request(port, "POST", PATHS[dialect], key=key, body=body)
+                reads = reply.reads()
+                next(reads)
+                times.append(time.perf_counter() - began)
+                assert reply.status == 200
+                list(reads)
+                assert reply.whole
+                reply.close()
+        return statistics.median(through) - statistics.median(direct)
+
+    within(0.08, added_s)
 
 
 def strings(rows) -> str:
@@ -115,7 +118,7 @@ def test_no_text_of_a_prompt_or_an_answer_is_kept(stack):
             reply = request(stack.port, "POST", path, key=key, body=body.encode())
             reply.body()
             ids.append(reply.header("x-tollgate-request-id"))
-    stack.wait_for_rows(len(ids), key, 15.0)
+    stack.wait_for_rows(len(ids), key)
     echoed = stack.sim.echo()
     assert echoed  # the provider did see calls
 

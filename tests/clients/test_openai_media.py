@@ -244,22 +244,29 @@ def test_every_submission_tells_what_it_may_cost(media, path, body, credits):
 
 @pytest.mark.parametrize("asked", ["sim:run-ms 4000", "sim:run-ms 500"])
 def test_a_client_that_hangs_up_cancels_its_job_and_pays_nothing(media, asked):
-    mark = uuid.uuid4().hex
-    body = json.dumps({"model": "sim-image", "prompt": f"{mark} {asked}"}).encode()
-    key = media.new_key()
+    for _ in range(3):  # on a busy machine the answer may be there before its client leaves
+        key = media.new_key()
+        job = hung_up(media, key, asked)
+        if job["state"] == "cancelled":
+            break
+    assert (job["state"], job["cost"]["charged_nano"]) == ("cancelled", 0)
+    assert job["output"] == []
+    row = media.wait_for_row(job["request_id"], key)
+    assert row["cost_nano"] == 0
+
+
+def hung_up(media, key, asked):
+    """The job, once it has ended, of a client that hung up when it was taken."""
+    body = json.dumps({"model": "sim-image", "prompt": f"{uuid.uuid4().hex} {asked}"}).encode()
     with socket.create_connection(("127.0.0.1", media.port)) as client:
         client.sendall(
             b"POST /v1/images/generations HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
             + f"x-api-key: {key}\r\ncontent-length: {len(body)}\r\n\r\n".encode()
             + body
         )
-        jobs = wait_until(lambda: media.get("/v1/jobs", key)["data"], 10)
+        jobs = wait_until(lambda: media.get("/v1/jobs", key)["data"])
     path = f"/v1/jobs/{jobs[0]['id']}"
-    job = wait_until(lambda: (found := media.get(path, key))["completed_at"] and found, 20)
-    assert (job["state"], job["cost"]["charged_nano"]) == ("cancelled", 0)
-    assert job["output"] == []
-    row = media.wait_for_row(job["request_id"], key)
-    assert row["cost_nano"] == 0
+    return wait_until(lambda: (found := media.get(path, key))["completed_at"] and found)
 
 
 def test_an_erased_job_keeps_its_bill_alone(media, sdk, picture):

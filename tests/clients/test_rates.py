@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 
-from tests.parts.feature import make_key, wait_until, worker_of
+from services.edge.rates import RETURN_WAIT_S
+from tests.parts.feature import make_key, wait_everywhere, wait_until, within, worker_of
 from tests.parts.stack import Stack
 from tests.parts.wire import PATHS, Reply, post, request, text_body
 
@@ -99,9 +100,14 @@ def test_a_client_that_comes_one_by_one_is_never_refused(stack):
     last byte."""
     account = limited(stack, concurrency=1)
     key = stack.new_key(account=account)
+    waited_s = 0.0
     for number in range(40):
+        began_s = time.monotonic()
         reply = post(stack, list(PATHS)[number % 3], key, stream=number % 2 == 0)
-        assert refused(reply) == (200, ""), number
+        told = refused(reply)
+        # Last bytes wait no longer for the centre: then it has the permit a moment later.
+        assert told == (200, "") or waited_s >= RETURN_WAIT_S, number
+        waited_s = time.monotonic() - began_s
 
 
 @pytest.mark.parametrize("ending", ["answer", "upstream error", "no first byte", "middle", "crash"])
@@ -122,9 +128,8 @@ def test_a_permit_comes_back_however_a_request_ends(stack, ending):
         else:
             reply.body()
     key = stack.new_key(account=account)
-    wait_until(lambda: refused(post(stack, "chat", key, stream=False)) == (200, ""), 3.0)
-    for _ in range(4):
-        assert refused(post(stack, "chat", key, stream=False)) == (200, "")
+    # A worker that refused a moment ago says so again without asking.
+    wait_everywhere(lambda: refused(post(stack, "chat", key, stream=False)) == (200, ""))
 
 
 def test_a_request_that_is_refused_for_money_holds_no_permit(stack):
@@ -246,7 +251,7 @@ def test_tokens_per_minute(stack):
         replies = [post(stack, "anthropic", key, stream=False, text="x" * 4_000) for _ in range(6)]
         return {reply.status for reply in replies} == {429}
 
-    wait_until(known, 5.0)
+    wait_until(known)
     assert usage["input_tokens"] + usage["output_tokens"] > 1_000
     over = post(stack, "anthropic", key, stream=False, text="x" * 40_000)
     error = over.json()["error"]
@@ -276,22 +281,27 @@ def test_free_routes_never_count(stack):
     over = post(stack, "anthropic", key, stream=True)
     assert over.json()["error"]["message"].startswith("concurrency_limit")
     held.close()
-    wait_until(lambda: post(stack, "anthropic", key, stream=False).status == 200, 10.0)
+    wait_until(lambda: post(stack, "anthropic", key, stream=False).status == 200)
 
     def told() -> str:
         return post(stack, "anthropic", key, stream=False).json()["error"]["message"]
 
     # On a busy machine the place of the last answer may return a moment after its last byte.
-    wait_until(lambda: told().startswith("rate_limit_requests exceeded: 2 / 2"), 5.0)
+    wait_until(lambda: told().startswith("rate_limit_requests exceeded: 2 / 2"))
 
 
 def test_a_limit_that_is_changed_holds_within_a_second(stack):
-    account = limited(stack, requests_per_min=1)
-    key = stack.new_key(account=account)
-    assert refused(post(stack, "chat", key, stream=False)) == (200, "")
-    assert refused(post(stack, "chat", key, stream=False))[0] == 429
-    stack._open_books().catalog.update_account(account, requests_per_min=0)
-    wait_until(lambda: refused(post(stack, "chat", key, stream=False))[0] == 200, 3.0)
+    def held_s() -> float:
+        account = limited(stack, requests_per_min=1)
+        key = stack.new_key(account=account)
+        assert refused(post(stack, "chat", key, stream=False)) == (200, "")
+        assert refused(post(stack, "chat", key, stream=False))[0] == 429
+        stack._open_books().catalog.update_account(account, requests_per_min=0)
+        began_s = time.monotonic()
+        wait_until(lambda: refused(post(stack, "chat", key, stream=False))[0] == 200)
+        return time.monotonic() - began_s
+
+    within(1.5, held_s)
 
 
 def test_refusals_are_told_in_usage_and_metrics(stack):
@@ -309,4 +319,4 @@ def test_refusals_are_told_in_usage_and_metrics(stack):
         with_reason = 'tollgate_quota_denied_total{reason="requests"}'
         return with_reason.encode() in request(stack.port, "GET", "/metrics").body()
 
-    wait_until(told, 5.0)
+    wait_until(told)

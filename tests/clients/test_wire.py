@@ -3,11 +3,12 @@
 import gzip
 import itertools
 import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.parts.feature import files
+from tests.parts.feature import files, within
 from tests.parts.stack import UPSTREAM_SECRET
 from tests.parts.wire import PATHS, frames, post, request, send, text_body
 
@@ -33,8 +34,8 @@ def test_bytes_are_equal_in_both_directions(stack, dialect, stream):
     body = ODD[dialect] % stream
     reply = request(stack.port, "POST", PATHS[dialect], key=stack.key(), body=body)
     got = reply.body()
-    echo = stack.sim.echo()
     assert reply.status == 200, got
+    echo = stack.sim.echo_of(reply)
     assert reply.whole
     assert echo["body"] == body
     assert got == echo["reply_body"]
@@ -44,18 +45,18 @@ def test_an_alias_changes_the_model_and_nothing_else(stack):
     body = ODD["anthropic"].replace(b"claude-haiku-4-5", b"claude-haiku-4.5") % b"false"
     reply = request(stack.port, "POST", PATHS["anthropic"], key=stack.key(), body=body)
     assert reply.status == 200, reply.body()
-    assert stack.sim.echo()["body"] == ODD["anthropic"] % b"false"
+    assert stack.sim.echo_of(reply)["body"] == ODD["anthropic"] % b"false"
     dated = ODD["anthropic"].replace(b"haiku-4-5", b"haiku-4-5-20251001") % b"false"
     reply = request(stack.port, "POST", PATHS["anthropic"], key=stack.key(), body=dated)
     assert reply.status == 200, reply.body()
-    assert stack.sim.echo()["body"] == dated
+    assert stack.sim.echo_of(reply)["body"] == dated
 
 
 def test_a_chat_stream_is_metered_without_the_client_seeing_it(stack):
     """include_usage is added upstream, the extra chunk taken out again."""
     reply = post(stack, "chat", stack.key(), stream=True)
     got = reply.body()
-    echo = stack.sim.echo()
+    echo = stack.sim.echo_of(reply)
     assert json.loads(echo["body"])["stream_options"] == {"include_usage": True}
     shown = [json.loads(d) for _, d in frames(got) if d != "[DONE]"]
     assert all(chunk["choices"] for chunk in shown)
@@ -93,14 +94,17 @@ def arrivals_and_times(stack, dialect):
 
 
 def test_each_event_reaches_the_client_within_50_ms(stack, dialect):
-    for _ in range(5):
+
+    def latest_s() -> float:
+        """Of the last but one: a busy machine may be late once."""
         arrivals, times = arrivals_and_times(stack, dialect)
-        if len(arrivals) == len(times):
-            break  # else the provider stood still on a busy machine, and a ping of ours came
-    delays = [at * 1000 - us / 1000 for at, us in zip(arrivals, times, strict=True)]
-    assert len(delays) > 5
-    assert sorted(delays)[-2] < 50, delays  # a busy machine may be late once
-    assert max(delays) < 250, delays
+        if len(arrivals) != len(times):
+            return math.inf  # the provider stood still on a busy machine, and a ping of ours came
+        delays = sorted(at - us / 1e6 for at, us in zip(arrivals, times, strict=True))
+        assert len(delays) > 5
+        return delays[-2]
+
+    within(0.05, latest_s, tries=5)
 
 
 def test_probes_of_the_root(stack):
@@ -126,19 +130,22 @@ def test_the_list_of_models_has_the_callers_shape(stack):
 def test_two_hundred_silent_streams_are_all_kept_alive(stack):
     """One ping each half second to every one of them, though all are open at once."""
     key = stack.new_key("slow", usd="1000")
-    replies = [post(stack, "anthropic", key, stream=True) for _ in range(200)]
-    assert {reply.status for reply in replies} == {200}
 
     def longest_silence_s(reply) -> float:
         pings = [at for at, data in reply.reads() if b"event: ping" in data]
         assert len(pings) >= 3
         return max(later - earlier for earlier, later in itertools.pairwise(pings))
 
-    with ThreadPoolExecutor(20) as readers:
-        silences_s = list(readers.map(longest_silence_s, replies[::10]))
-    for reply in replies:
-        reply.close()
-    assert max(silences_s) < 1.5
+    def longest_s() -> float:
+        replies = [post(stack, "anthropic", key, stream=True) for _ in range(200)]
+        assert {reply.status for reply in replies} == {200}
+        with ThreadPoolExecutor(20) as readers:
+            silences_s = list(readers.map(longest_silence_s, replies[::10]))
+        for reply in replies:
+            reply.close()
+        return max(silences_s)
+
+    within(1.5, longest_s)
 
 
 @pytest.mark.parametrize("prefix", ["/anthropic", "/some/deep/prefix"])
@@ -146,11 +153,11 @@ def test_a_prefix_is_taken_off_and_the_query_kept(stack, prefix):
     path = f"{prefix}/v1/messages?beta=true&x=%20y"
     reply = post(stack, "anthropic", stack.key(), stream=False, path=path)
     assert reply.status == 200, reply.body()
-    assert stack.sim.calls()[-1]["path"] == "/v1/messages?beta=true&x=%20y"
+    assert stack.sim.call_of(reply)["path"] == "/v1/messages?beta=true&x=%20y"
 
 
-def sent_headers(stack) -> dict[str, str]:
-    return dict(stack.sim.calls()[-1]["headers"])
+def sent_headers(stack, reply) -> dict[str, str]:
+    return dict(stack.sim.call_of(reply)["headers"])
 
 
 def test_open_lists_of_headers_go_up(stack):
@@ -164,7 +171,7 @@ def test_open_lists_of_headers_go_up(stack):
         stack.port, "POST", PATHS["anthropic"], key=stack.key(), headers=headers, body=body
     )
     assert reply.status == 200, reply.body()
-    sent = sent_headers(stack)
+    sent = sent_headers(stack, reply)
     assert {name: sent.get(name) for name, _ in headers} == dict(headers)
 
 
@@ -186,7 +193,7 @@ def test_private_and_hop_by_hop_headers_stay_here(stack, dialect):
     body = text_body(dialect, stream=False)
     reply = request(stack.port, "POST", PATHS[dialect], key=stack.key(), headers=private, body=body)
     assert reply.status == 200, reply.body()
-    sent = sent_headers(stack)
+    sent = sent_headers(stack, reply)
     assert not set(sent) & {name for name, _ in private[1:]}, sent
 
 
@@ -204,7 +211,7 @@ def test_credentials_do_not_cross(stack, style, dialect):
     reply = request(stack.port, "POST", path, headers=headers, body=body)
     answer = reply.body()
     assert reply.status == 200, answer
-    echo = stack.sim.echo()
+    echo = stack.sim.echo_of(reply)
     assert key.encode() not in echo["head"] + echo["body"]
     assert UPSTREAM_SECRET.encode() in echo["head"]
     assert UPSTREAM_SECRET.encode() not in reply.raw_head + answer
@@ -289,7 +296,7 @@ def test_names_with_underscores_cannot_pose_as_others(stack):
         stack.port, "POST", PATHS["anthropic"], key=stack.key(), headers=both, body=body
     )
     if reply.status == 200:
-        assert "anthropic-beta" not in sent_headers(stack)
+        assert "anthropic-beta" not in sent_headers(stack, reply)
 
 
 def test_smuggled_framing_is_refused(stack):
@@ -310,7 +317,7 @@ def test_a_chunked_body_is_read(stack):
     framed = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
     reply = send(stack.port, (head + "transfer-encoding: chunked\r\n\r\n").encode() + framed)
     assert reply.status == 200, reply.body()
-    assert stack.sim.echo()["body"] == body
+    assert stack.sim.echo_of(reply)["body"] == body
 
 
 def test_a_body_over_the_limit_is_refused_in_the_dialects_shape(stack, dialect):
@@ -329,7 +336,7 @@ def test_no_body_is_read_for_who_may_not_call(stack):
         head = (
             f"POST {PATHS['chat']} HTTP/1.1\r\nhost: x\r\n{line}\r\ncontent-length: 1000000\r\n\r\n"
         )
-        assert send(stack.port, head.encode(), timeout_s=5.0).status == 401
+        assert send(stack.port, head.encode()).status == 401
 
 
 def test_a_large_body_passes(stack):

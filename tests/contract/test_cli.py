@@ -15,8 +15,8 @@ import pytest
 
 from services.backends.clock import SystemClock
 from services.cli.main import COMMANDS, main
+from tests.parts.ports import free_port
 from tests.parts.raw_upstream import RawUpstream
-from tests.parts.stack import free_port
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures"]
 

@@ -13,14 +13,15 @@ import psutil
 import pytest
 
 from services.edge.http_response import Response
+from tests.parts.feature import within
+from tests.parts.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 
 
 class Server:
     def __init__(self, folder: Path, workers: int = 1, grace_s: float = 5.0):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.port = free_port()
         self.notes = folder / "notes"
         self.notes.touch()
         self.log = (folder / "log").open("w+")
@@ -36,7 +37,7 @@ class Server:
         )
         self.wait_for("made in", workers)
 
-    def wait_for(self, word: str, count: int = 1, timeout_s: float = 15.0) -> None:
+    def wait_for(self, word: str, count: int = 1, timeout_s: float = 30.0) -> None:
         deadline = time.monotonic() + timeout_s
         while self.notes.read_text().count(word) < count:
             assert self.process.poll() is None, self.output()
@@ -401,14 +402,14 @@ def test_a_client_that_hangs_up_is_noticed_while_its_request_waits(own_server):
     with Client(server) as client:
         client.get("/watched")
         server.wait_for("watching")
-    server.wait_for("client gone", timeout_s=2)
+    server.wait_for("client gone")
 
 
 def test_a_pipelining_client_is_not_gone(own_server):
     server = own_server()
     with Client(server) as client:
         client.get("/watched").get("/nothing")
-        server.wait_for("client stayed", timeout_s=8)
+        server.wait_for("client stayed")
         assert client.response()[0] == 200
         assert client.response()[0] == 404
 
@@ -418,7 +419,7 @@ def test_the_stream_of_a_client_that_hung_up_is_closed(own_server):
     with Client(server) as client:
         client.get("/slow")
         client._more()
-    server.wait_for("stream closed with", timeout_s=5)
+    server.wait_for("stream closed with")
 
 
 # The process.
@@ -453,13 +454,13 @@ def test_stopping_drains_streams_and_drops_idle_clients(own_server, signum):
     server = own_server()
     with Client(server) as idle, Client(server) as streaming:
         assert idle.get("/nothing").response()[0] == 404
-        streaming.get("/slow?10")
+        streaming.get("/slow?20")
         streaming._more()
         started = time.monotonic()
         for process in [*server.workers(), psutil.Process(server.process.pid)]:
             process.send_signal(signum)  # as Ctrl-C does: to the whole group
         assert idle.ended()
-        assert time.monotonic() - started < 0.8
+        assert time.monotonic() - started < 1.8  # while the stream goes on for two seconds
         assert streaming.response()[2].endswith(b"tick 0\n\r\n0\r\n\r\n")
         assert server.process.wait(10) == 0
     notes = server.notes.read_text().split("\n")
@@ -519,14 +520,18 @@ def test_a_stream_longer_than_the_grace_period_is_cut(own_server):
     assert notes.index("cut\n") < notes.index("stream closed with") < notes.index("closed\n")
 
 
+def asked_s(server: Server) -> float:
+    began = time.monotonic()
+    with Client(server) as one_more:
+        assert one_more.get("/nothing").response()[0] == 404
+    return time.monotonic() - began
+
+
 def test_a_thousand_open_connections(own_server):
     server = own_server()
     clients = [Client(server).get("/slow?30") for _ in range(1000)]
     try:
-        started = time.monotonic()
-        with Client(server) as one_more:
-            assert one_more.get("/nothing").response()[0] == 404
-        assert time.monotonic() - started < 2
+        within(2.0, lambda: asked_s(server))
         assert all(client.response()[2].endswith(b"0\r\n\r\n") for client in clients)
     finally:
         for client in clients:

@@ -250,7 +250,7 @@ def test_no_first_byte_in_time(anywhere):
     started = time.monotonic()
     with pytest.raises(FirstByteTimeout):
         call(pool, target, first_byte_s=0.2)
-    assert 0.15 < time.monotonic() - started < 2
+    assert 0.15 < time.monotonic() - started < 10
     assert pool.open_connections == 0
 
 
@@ -397,7 +397,7 @@ def test_abort_wakes_a_blocked_read(anywhere):
     started = time.monotonic()
     with pytest.raises(Aborted):
         answered.read(10.0)
-    assert time.monotonic() - started < 1
+    assert time.monotonic() - started < 8
     assert seen.wait(5)
     answered.release()
     assert pool.open_connections == 0
@@ -439,7 +439,7 @@ def test_abort_while_connecting(upstream, authority):
             connect_s=5,
             on_connected=lambda answered: gevent.spawn_later(0.1, answered.abort),
         )
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 4
     assert pool.open_connections == 0
 
 

@@ -157,7 +157,7 @@ def test_clickhouse_down_and_back_again(folder, own_front):
         store.close()
 
 
-def wait_until(condition, timeout_s=20):
+def wait_until(condition, timeout_s=60):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline

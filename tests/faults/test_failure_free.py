@@ -10,6 +10,8 @@ import pytest
 from tests.parts import stack as parts
 from tests.parts.failure_matrix import BILLED, CASES
 from tests.parts.fault_stack import FaultStack
+from tests.parts.feature import wait_until
+from tests.parts.ports import free_port
 from tests.parts.wire import PATHS, Reply, request, text_body
 
 MODELS = {"anthropic": "claude-haiku-4-5", "chat": "gpt-4o", "responses": "gpt-4o"}
@@ -41,7 +43,7 @@ def channels(sim_url):
                 patient = case.name.startswith(("gone", "revoked"))
                 if case.fault.startswith(("stall", "hang")) and not patient:
                     one |= QUICK
-                nowhere = {"base_url": f"http://127.0.0.1:{parts.free_port()}"}
+                nowhere = {"base_url": f"http://127.0.0.1:{free_port()}"}
                 if case.name == "failover":
                     out.append({**one, **nowhere, "name": f"{group}-{dialect}-a", "priority": 9})
                 out.append(one | (nowhere if case.name == "closed" else {}))
@@ -103,17 +105,14 @@ def revoke(program, sock, key, account, content):
     """Takes the key away once the request holds money and, of a stream, `content` has come; reads
     the answer to its end."""
     other = program.new_key(account=account)
-    deadline = time.monotonic() + 10
-    while program.get("/v1/balance", other)["available_usd"] == 1:
-        assert time.monotonic() < deadline, "no hold"
-        time.sleep(0.05)
     if not content:
+        wait_until(lambda: program.get("/v1/balance", other)["available_usd"] < 1)
         program.revoke(key)
         Reply(sock).body()
         return other
     reads = Reply(sock).reads()
     got = b""
-    while got.count(content) < 3:
+    while got.count(content) < 3:  # then it is silent for four seconds
         got += next(reads)[1]
     program.revoke(key)
     for _ in reads:
@@ -129,12 +128,11 @@ def check(program, case, mode, dialect, key):
     assert (row["cost_nano"] > 0) == (wanted[0] in BILLED), where
     if case.name in ("no-usage", "gone-after", "budget") or wanted[0] == "budget_cut":
         assert row["estimated"], where
-    spent = program.get("/v1/balance", key)["lifetime_spent_usd"]
-    deadline = time.monotonic() + 10
-    while round(spent * 1e9) != row["cost_nano"]:
-        assert time.monotonic() < deadline, (where, spent)
-        time.sleep(0.1)
-        spent = program.get("/v1/balance", key)["lifetime_spent_usd"]
+
+    def spent_nano() -> int:
+        return round(program.get("/v1/balance", key)["lifetime_spent_usd"] * 1e9)
+
+    wait_until(lambda: spent_nano() == row["cost_nano"], told=lambda: (where, spent_nano()))
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 from services.backends.clock import SystemClock
 from services.edge.jobs import forward
 from tests.parts.batch_house import BatchHouse
-from tests.parts.kafka import free_port
+from tests.parts.ports import free_port
 from tests.parts.postgres import database_url  # noqa: F401
 from tests.parts.sim import Sim
 

@@ -103,7 +103,7 @@ def test_admission_comes_back_with_the_space(small_disk, tmp_path, monkeypatch):
     thread.start()
     admitted = outbox.last_seq
     try:
-        for _ in range(400):
+        for _ in range(2000):
             outbox.sync()
             try:
                 outbox.append(request(refused))

@@ -16,7 +16,8 @@ from services.backends.lifecycle import die_with_parent
 from tests.conftest import part_missing
 from tests.parts.balancer import LEFT_OUT_S, Balancer
 from tests.parts.fault_stack import FaultStack
-from tests.parts.stack import ROOT, TOLLGATE, free_port
+from tests.parts.ports import free_port
+from tests.parts.stack import ROOT, TOLLGATE
 from tests.parts.traffic import PATIENT, Clients
 from tests.parts.wire import PATHS, request, text_body
 

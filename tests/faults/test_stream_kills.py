@@ -6,6 +6,7 @@ import json
 import pytest
 
 from tests.parts.fault_stack import FaultStack
+from tests.parts.traffic import PATIENT
 from tests.parts.wire import PATHS, request, text_body
 
 PLACES = 20
@@ -13,7 +14,9 @@ PLACES = 20
 
 @pytest.fixture(scope="module")
 def program(tmp_path_factory):
-    running = FaultStack(tmp_path_factory.mktemp("stream-kills"), {"edge": {"workers": 1}})
+    running = FaultStack(
+        tmp_path_factory.mktemp("stream-kills"), {"edge": {**PATIENT, "workers": 1}}
+    )
     try:
         running.start()
         yield running
@@ -39,7 +42,7 @@ def test_a_stream_killed_at_any_chunk_is_free(program):
 
 
 def _broken_stream(program, key: str, place: int) -> bytes:
-    body = text_body("anthropic", stream=True, text="sim:words 900", max_tokens=2000)
+    body = text_body("anthropic", stream=True, text="sim:words 6000", max_tokens=12_000)
     reply = request(program.port, "POST", PATHS["anthropic"], key=key, body=body)
     got = b""
     if place == 0:

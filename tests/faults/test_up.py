@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import stat
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from services.cli.ground import require_port
 from services.core.artifacts import inspect
 from tests.conftest import part_missing
 from tests.parts.clients import BIN, NO_NETWORK
+from tests.parts.ports import free_port
 
 pytest_plugins = ["tests.parts.clickhouse_fixtures"]
 pytestmark = [
@@ -34,12 +34,6 @@ BODY = {
     "max_tokens": 64,
     "messages": [{"role": "user", "content": "hi"}],
 }
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Up:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.parts.fault_stack import FaultStack
 from tests.parts.postgres import postgres_url
+from tests.parts.traffic import PATIENT
 
 EDGE_POINTS = {
     # crash point -> outcome of the request that the worker died in (None: no trace of it)
@@ -45,7 +46,7 @@ REAPER_POINTS = ("reaper.after_closing", "reaper.after_seal", "reaper.after_appe
     scope="module",
 )
 def program(request, tmp_path_factory):
-    sections = {}
+    sections = {"edge": PATIENT}
     if request.param == "cluster":
         sections["bus"] = {
             "kind": "kafka",

@@ -5,7 +5,8 @@ import shutil
 import subprocess
 from pathlib import Path
 
-from tests.bench.process import free_port, wait_for_port
+from tests.bench.process import wait_for_port
+from tests.parts.ports import free_port
 
 LEFT_OUT_S = 1  # `fail_timeout`
 

@@ -54,7 +54,7 @@ class FaultStack(Stack):
         """Whether the order still waits for a process."""
         return (self.orders / point).exists()
 
-    def crash(self, point: str, key: str, *, stream: bool = False, within_s: float = 20.0) -> int:
+    def crash(self, point: str, key: str, *, stream: bool = False, within_s: float = 60.0) -> int:
         """Orders the crash and sends requests until a process has died there. Returns how many
         requests were answered whole meanwhile."""
         self.order(point)
@@ -71,7 +71,7 @@ class FaultStack(Stack):
         """The rows of the key's account, once there are `count`."""
         return self.wait_for_rows(count, key, timeout_s)
 
-    def wait_ready(self, timeout_s: float = 30.0) -> None:
+    def wait_ready(self, timeout_s: float = 60.0) -> None:
         deadline = time.monotonic() + timeout_s
         while self._status("/readyz") != 200:
             assert time.monotonic() < deadline, "not ready again"

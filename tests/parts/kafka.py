@@ -21,17 +21,12 @@ import pytest
 from schemas import config as schema
 from services.backends.lifecycle import die_with_parent
 from tests.conftest import PARTS, part_missing
+from tests.parts.ports import free_port
 
 ROOT = Path(__file__).parent.parent.parent
 LIBS = ROOT / ".cache" / "kafka" / "libs"
 CLASSES = LIBS.parent / "classes.jsa"
 READY_S = 60.0
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Broker:

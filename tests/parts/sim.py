@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.parts.wire import Reply
+
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -41,15 +43,27 @@ class Sim:
         return [c for c in found if all(c[name] == value for name, value in match.items())]
 
     def last_id(self) -> int:
-        return max((call["id"] for call in self.calls()), default=0)
+        """Of the calls that have begun: one that an earlier test left and that ends later is not
+        taken for a new one."""
+        return self.get(f"/sim/log?after={2**62}")["last_id"]
 
-    def wait_for_calls(self, count: int, after: int = 0, timeout_s: float = 5.0, **match):
+    def wait_for_calls(self, count: int, after: int = 0, timeout_s: float = 30.0, **match):
         """At least `count` finished calls; fails when they do not come."""
         deadline = time.monotonic() + timeout_s
         while len(found := self.calls(after, **match)) < count:
             assert time.monotonic() < deadline, f"{len(found)} of {count} calls: {found}"
             time.sleep(0.02)
         return found
+
+    def call_of(self, reply: Reply) -> dict:
+        """The finished call whose answer the reply is, by the provider's request id."""
+        told = reply.header("request-id") or reply.header("x-request-id")
+        number = int(told.removeprefix("req_sim_"))
+        return self.wait_for_calls(1, after=number - 1, id=number)[0]
+
+    def echo_of(self, reply: Reply) -> dict:
+        """Raw bytes of the call whose answer the reply is, as `echo` gives them."""
+        return self.echo(self.call_of(reply)["id"])
 
     def echo(self, which: str | int = "last") -> dict:
         """Raw bytes of a call: `head`, `body`, `reply_body` decoded, and the reply's headers."""

@@ -11,7 +11,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from services.core.keys import sha256_hex
 from services.core.money import parse_usd
 from services.meter.reconcile import reconcile
 from services.meter.reconcile_report import Report
+from tests.parts.ports import free_port
 from tests.parts.postgres import postgres_url
 from tests.parts.sim import Sim
 
@@ -69,6 +69,7 @@ FAULTS = (
 LANES = {
     "sdk": ("error-400", "error-404", "429-7", "error-500", "cut-mid-stream"),
     "cli": ("cut-mid-stream",),
+    "wire": ("error-401", "error-403"),
 }
 
 
@@ -85,12 +86,6 @@ def _provider_prices() -> dict[str, dict[str, str]]:
         table[re.sub(r"(?<=\d)-(?=\d)", ".", name)] = prices
     table["claude-haiku-4-5-20251001"] = table["claude-haiku-4-5"]
     return table
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _channels(sim_url: str) -> list[dict]:
@@ -315,7 +310,7 @@ class Stack:
                 return rows
             cursor = f"&cursor={page['next_cursor']}"
 
-    def wait_for_row(self, request_id: str, key: str, timeout_s: float = 10.0) -> dict:
+    def wait_for_row(self, request_id: str, key: str, timeout_s: float = 30.0) -> dict:
         """The row of one request, once the analytics part has it."""
         deadline = time.monotonic() + timeout_s
         while True:
@@ -326,7 +321,7 @@ class Stack:
             assert time.monotonic() < deadline, f"no row of {request_id} in {timeout_s} s"
             time.sleep(0.1)
 
-    def wait_for_rows(self, count: int, key: str, timeout_s: float = 10.0) -> list[dict]:
+    def wait_for_rows(self, count: int, key: str, timeout_s: float = 30.0) -> list[dict]:
         deadline = time.monotonic() + timeout_s
         while len(rows := self.usage_rows(key)) < count:
             assert time.monotonic() < deadline, f"{len(rows)} of {count} rows: {rows}"

@@ -50,7 +50,7 @@ def pid_of(supervisor, role):
     return next(e.process.pid for e in supervisor._running if e.part.role == role and e.process)
 
 
-def wait_for(condition, timeout_s=10.0):
+def wait_for(condition, timeout_s=30.0):
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline

@@ -10,7 +10,7 @@ from services.backends.sql import job_tables
 from services.backends.sql.engine import now_us, read
 from services.core import webhooks
 from tests.parts.job_routes import HOOKS, submit_task
-from tests.parts.kafka import free_port
+from tests.parts.ports import free_port
 
 
 def test_a_callback_is_signed_and_sent_again_until_it_is_taken(house, receiver):
@@ -79,5 +79,5 @@ def test_each_answer_of_a_receiver_follows_the_schedule(house, receiver, answer,
         assert next_at is None
     else:
         assert (next_at - now) / 1e6 <= most_s
-        assert (next_at - now) / 1e6 > least_s - 5
+        assert (next_at - now) / 1e6 > least_s - (60 if least_s > 60 else 5)  # when we looked
     assert len(receiver.got) == 1
