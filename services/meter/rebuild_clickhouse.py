@@ -59,13 +59,13 @@ class ClickHouseRebuild:
         self, store: RequestStore, plans: Plans, bus: Bus, booked: Booked, *, topic: str = TOPIC
     ) -> None:
         self._store = store
-        self._next = NextTables(store.clickhouse)
+        self._run_id = uuid7_hex()  # old tokens name other tables' blocks
+        self._next = NextTables(store.clickhouse, self._run_id)
         self._plans = plans
         self._bus = bus
         self._booked = booked
         self._topic = topic
         self._filled: dict[int, int] = {}
-        self._run_id = uuid7_hex()  # old tokens name other tables' blocks
         self.events = 0
         self.exchanged = False
 

@@ -4,12 +4,14 @@ import json
 import threading
 import time
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import delete, text
 
 from schemas.events import TOPIC
+from services.backends.clickhouse.client import QueryRefused
 from services.backends.clickhouse.store import open_store
 from services.backends.sql import migrate, spare_books
 from services.backends.sql.engine import open_engine, write
@@ -142,11 +144,18 @@ def test_a_deleted_ledger_comes_back_to_the_nano(plant):
     assert report.exit_code == 0, "the sink goes on where the rebuild ended: " + report.text()
 
 
-def test_a_spare_ledger_equals_the_living_one(plant, spare, tmp_path):
+def test_a_spare_ledger_equals_the_living_one(plant, spare, tmp_path, monkeypatch):
     _story(plant)
     migrate.upgrade(spare)
     second = open_engine(spare, Path())
-    spare_books.copy_beside(plant.books.engine, second)
+
+    def while_customers_come(engine, fn):
+        plant.books.account(1)
+        return write(engine, fn)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(spare_books, "write", while_customers_come)
+        spare_books.copy_beside(plant.books.engine, second)
     ranges = ends_of(plant.bus, plant.books.engine)
     work = LedgerRebuild(plant.bus, second, plant.books.reader())
     result = work.run(ranges)
@@ -232,7 +241,7 @@ def test_tables_are_made_again_from_the_log(plant):
         jobs = store.clickhouse.select("SELECT job_id, kind, state FROM jobs")
         left = store.clickhouse.select(
             "SELECT name FROM system.tables "
-            "WHERE database = currentDatabase() AND name LIKE '%_next'"
+            "WHERE database = currentDatabase() AND name LIKE '%_next%'"
         )
     finally:
         store.close()
@@ -254,6 +263,40 @@ def test_rows_that_the_log_has_lost_are_kept(plant):
         store.close()
     assert result.before == result.after
     assert work.events < sum(end for _, end in plant.bus.bounds(TOPIC).values())
+    report = plant.reconcile()
+    assert report.exit_code == 0, report.text()
+
+
+def test_of_two_rebuilds_at_once_the_first_ends(plant):
+    """The second began while the first was filling: no table is exchanged with a hole in it."""
+    _story(plant)
+    store = open_store(plant.config)
+
+    def work(bus):
+        engine = plant.books.engine
+        return ClickHouseRebuild(store, Plans(engine), bus, Booked(engine))
+
+    class Interrupted:
+        """A log within whose first reading another rebuild begins."""
+
+        bounds = staticmethod(plant.bus.bounds)
+        others: ClassVar = []
+
+        def read(self, *where):
+            if not self.others:
+                self.others.append(work(plant.bus))
+                self.others[0]._next.make()
+            return plant.bus.read(*where)
+
+    try:
+        first = work(Interrupted())
+        with pytest.raises(QueryRefused):
+            first.run()
+        assert not first.exchanged
+        second = Interrupted.others[0].run()
+    finally:
+        store.close()
+    assert second.before == second.after
     report = plant.reconcile()
     assert report.exit_code == 0, report.text()
 

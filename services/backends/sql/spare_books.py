@@ -49,23 +49,32 @@ def is_untouched(engine: Engine) -> bool:
 
 
 def copy_beside(source: Engine, target: Engine) -> None:
-    """Copies what is not the ledger but is needed to read the log. Nothing is leased in the copy.
-    Raises DatabaseUnavailable."""
-    for table in _BESIDE:
-        offset = 0
-        while _copy_page(source, target, table, offset):
-            offset += _PAGE
+    """Copies what is not the ledger but is needed to read the log, as of one moment: keys and
+    accounts may be made meanwhile. Nothing is leased in the copy. Raises DatabaseUnavailable."""
+
+    def fn(connection: Connection) -> None:
+        for table in _BESIDE:
+            order: list[Any] = list(table.primary_key.columns)
+            if table is api_key:
+                order.insert(0, api_key.c.parent_id.is_not(None))  # parents first
+            found = connection.execution_options(yield_per=_PAGE).execute(
+                select(table).order_by(*order)
+            )
+            for page in found.partitions():
+                _put(target, table, [dict(row._mapping) for row in page])
+
+    read(source, fn)
 
 
-def _copy_page(source: Engine, target: Engine, table: Table, offset: int) -> bool:
-    order: list[Any] = list(table.primary_key.columns)
-    if table is api_key:
-        order.insert(0, api_key.c.parent_id.is_not(None))  # parents first
-    query = select(table).order_by(*order).offset(offset).limit(_PAGE)
-    rows = read(source, lambda connection: _rows(connection, query, table))
-    if rows:
-        write(target, lambda connection: connection.execute(insert(table), rows))
-    return bool(rows)
+def _put(target: Engine, table: Table, rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        if table.name in _SERIAL:
+            del row["id"]
+        if table is limit_row:
+            row["leased_nano"] = 0
+        if table is api_key:
+            row["secret_sealed"] = ""  # no use for it there
+    write(target, lambda connection: connection.execute(insert(table), rows))
 
 
 def unposted_movements(engine: Engine) -> int:
@@ -92,15 +101,3 @@ def _are_empty(engine: Engine, tables: tuple[Table, ...]) -> bool:
         return all(connection.execute(select(each).limit(1)).first() is None for each in tables)
 
     return read(engine, fn)
-
-
-def _rows(connection: Connection, query: Any, table: Table) -> list[dict[str, Any]]:
-    rows = [dict(row._mapping) for row in connection.execute(query)]
-    for row in rows:
-        if table.name in _SERIAL:
-            del row["id"]
-        if table is limit_row:
-            row["leased_nano"] = 0
-        if table is api_key:
-            row["secret_sealed"] = ""  # no use for it there
-    return rows
