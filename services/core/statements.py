@@ -9,6 +9,7 @@ from typing import Final, NamedTuple
 
 from services.core.moments import rfc3339
 from services.core.money import exact_usd
+from services.core.texts import one_line
 
 FORMATS: Final = ("text", "csv", "json")
 _COLUMNS: Final = (
@@ -88,11 +89,10 @@ def _text(statement: Statement) -> Iterator[str]:
     yield f"{rfc3339(statement.since, 6)}  opening balance  {exact_usd(statement.opening_nano)}\n"
     for line in statement.lines:
         balance_nano = sums.add(line)
-        detail = " ".join(line.detail.split())
-        facts = "  ".join(filter(None, (line.kind, line.key_id, detail, line.event_id)))
+        facts = (line.kind, line.key_id, _one_line(line.detail), line.event_id)
         yield (
             f"{rfc3339(line.occurred_at, 6)}  {exact_usd(line.amount_nano):>16}  "
-            f"{exact_usd(balance_nano):>16}  {facts}\n"
+            f"{exact_usd(balance_nano):>16}  {'  '.join(filter(None, facts))}\n"
         )
     yield f"{rfc3339(statement.until, 6)}  closing balance  {exact_usd(sums.balance_nano)}\n\n"
     for kind, (nano, count) in sorted(sums.by_kind.items()):
@@ -110,7 +110,7 @@ def _csv(statement: Statement) -> Iterator[str]:
             line.event_id,
             line.kind,
             line.key_id,
-            line.detail,
+            _no_formula(_one_line(line.detail)),
             line.amount_nano,
             exact_usd(line.amount_nano),
             balance_nano,
@@ -119,11 +119,19 @@ def _csv(statement: Statement) -> Iterator[str]:
 
 
 def _csv_row(*cells: object) -> str:
-    # A cell that a spreadsheet would take for a formula is kept from it by an apostrophe.
-    safe = [f"'{cell}" if str(cell)[:1] in ("=", "@", "+") else cell for cell in cells]
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerow(safe)
+    csv.writer(out, lineterminator="\n").writerow(cells)
     return out.getvalue()
+
+
+def _no_formula(text: str) -> str:
+    """An apostrophe keeps a spreadsheet from reckoning what people wrote."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@") else text
+
+
+def _one_line(text: str) -> str:
+    """Notes may have any characters: none of them ends a line or moves a terminal's cursor."""
+    return one_line(" ".join(text.split()))
 
 
 def _json(statement: Statement) -> Iterator[str]:

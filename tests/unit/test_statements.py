@@ -48,6 +48,18 @@ def test_csv_adds_up():
     assert rows[1]["detail"].startswith("'="), "no formula for a spreadsheet"
 
 
+@pytest.mark.parametrize(
+    ("note", "told"),
+    [("-2+3|cmd", "'-2+3|cmd"), ("\t@x", "'@x"), ("a\r\nb\rc", "a b c"), ("\x1b[2J", "\ufffd[2J")],
+)
+def test_a_note_is_one_cell_and_no_formula(note, told):
+    lines = [LINES[0]._replace(detail=note)]
+    found = list(csv.DictReader(io.StringIO(_rendered("csv", lines), newline="")))
+    assert [row["detail"] for row in found] == ["", told, ""]
+    assert found[1]["amount_usd"] == "5"
+    assert f"topup  {told.lstrip(chr(39))}  mov_1" in _rendered("text", lines)
+
+
 def test_json_adds_up():
     answer = json.loads(_rendered("json"))
     assert answer["opening_nano"] == 7
