@@ -7,6 +7,7 @@ import click
 
 from schemas.events import MOVEMENTS
 from services.backends import bonus_ladder
+from services.backends.sql.accounts import Balance
 from services.backends.sql.wallets import patiently
 from services.cli.bootstrap import Books, open_books
 from services.cli.context import Cli, Group, iso, table
@@ -45,7 +46,9 @@ def create(cli: Cli, /, name: str, kind: str, **given: Any) -> None:
 def list_(cli: Cli) -> None:
     """Lists accounts with what they have left."""
     books = open_books(cli.config())
-    rows = [_shown(books, found) for found in books.catalog.accounts()]
+    found = books.catalog.accounts()
+    balances = books.accounts.balances()
+    rows = [_figures(each, balances[each.id]) for each in found]
     names = ("id", "name", "status", "available_usd", "topped_up_usd", "charged_usd", "held_usd")
     cli.show(rows, table(names, [[row[name] for name in names] for row in rows]))
 
@@ -219,7 +222,10 @@ def _amount_nano(usd: str) -> int:
 
 
 def _shown(books: Books, found: Account) -> dict[str, Any]:
-    balance = books.accounts.balance(found.id)
+    return _figures(found, books.accounts.balance(found.id))
+
+
+def _figures(found: Account, balance: Balance) -> dict[str, Any]:
     return {
         "id": found.id,
         "name": found.name,

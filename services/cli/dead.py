@@ -23,7 +23,7 @@ from services.meter.dead_repair import AlreadyClosed, DeadRepair, StillDead
 from services.meter.relay_dead import CHECKSUM, TOO_LARGE, NotSendable, RelayDead
 
 _COLUMNS = ("id", "state", "reason", "event_id", "account_id", "place", "dead_at", "held_usd")
-_ALL_AT_ONCE = 10_000
+_DIGITS_MAX = 18
 _RELAY = "relay-"  # the numbers of what the relay could not send
 _REASONS = [*(each.value for each in Reason), CHECKSUM, TOO_LARGE]
 _reason = click.option("--reason", type=click.Choice(_REASONS))
@@ -133,17 +133,17 @@ def _chosen(
         return list(numbers)
     if numbers or not (everything or reason):
         raise click.UsageError("give numbers, or --all, or --reason")
-    found = DeadEvents(engine).listed(state=DEAD, reason=reason or "", limit=_ALL_AT_ONCE)
+    found = DeadEvents(engine).numbers(state=DEAD, reason=reason or "")
     unsent = [
         f"{_RELAY}{each.id}"
         for each in _unsent(cli, engine)
         if each.state == DEAD and reason in (None, each.reason)
     ]
-    return [str(each.id) for each in found] + unsent
+    return [str(each) for each in found] + unsent
 
 
 def _number(text: str) -> int:
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > _DIGITS_MAX:
         raise click.UsageError(f"no number of a dead event: {text!r}")
     return int(text)
 

@@ -1,5 +1,6 @@
 """The `tollgate` command. Each noun lives in a file of its own, imported when it is called."""
 
+import errno
 import importlib
 import json
 import sys
@@ -61,6 +62,9 @@ EXPECTED: Final = frozenset(
         "services.backends.sql.wallets.InsufficientFunds",
         "services.backends.sql.wallets.MovementConflict",
         "services.meter.sql_scope.SqlRefused",
+        "services.meter.usage_queries.TooManyBuckets",
+        "sqlalchemy.exc.DatabaseError",  # a damaged file
+        "sqlite3.DatabaseError",
     }
 )
 
@@ -102,13 +106,13 @@ def main() -> None:
         sys.stderr.close()  # the reader of our output is gone: nothing to say to anybody
         sys.exit(1)
     except OSError as ex:
-        if ex.filename is None:
+        if ex.filename is None and ex.errno != errno.ENOSPC:  # where our output goes
             raise
-        _fail(cli, f"{ex.filename}: {ex.strerror}", 1)
+        _fail(cli, ": ".join(filter(None, (ex.filename, ex.strerror))), 1)
     except Exception as ex:
         if f"{type(ex).__module__}.{type(ex).__name__}" not in EXPECTED:
             raise
-        _fail(cli, str(ex), 1)
+        _fail(cli, str(getattr(ex, "orig", None) or ex), 1)
 
 
 def _is_text(argument: str) -> bool:
@@ -121,7 +125,8 @@ def _is_text(argument: str) -> bool:
 
 def _fail(cli: Cli, message: str, code: int) -> None:
     line = " ".join(message.split())
-    print(json.dumps({"error": line}) if cli.as_json else f"tollgate: {line}", file=sys.stderr)
+    as_json = cli.as_json or "--json" in sys.argv  # a wrong call ends before its options count
+    print(json.dumps({"error": line}) if as_json else f"tollgate: {line}", file=sys.stderr)
     sys.exit(code)
 
 

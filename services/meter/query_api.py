@@ -37,7 +37,6 @@ from services.meter import query_params as params
 from services.meter.receipts import ReceiptKeysRoute, ReceiptRoute, Receipts
 from services.meter.sql_scope import SqlRefused, reading_statement
 from services.meter.usage_queries import (
-    MAX_BUCKETS,
     Filter,
     TooManyBuckets,
     usage_buckets,
@@ -153,8 +152,7 @@ class BucketsResource:
         try:
             return usage_buckets(self._store, chosen, group_by)
         except TooManyBuckets as ex:
-            message = f"more than {MAX_BUCKETS} buckets; narrow the window or group by less"
-            raise InvalidRequest(message, param="group_by") from ex
+            raise InvalidRequest(str(ex), param="group_by") from ex
 
     def _key_id(self, account_id: str, asked: dict[str, str]) -> str:
         """`api_key_id`, or `api_key` as an id or in its masked form."""

@@ -57,7 +57,10 @@ class Cursor(NamedTuple):
 
 
 class TooManyBuckets(Exception):
-    """The answer has more than MAX_BUCKETS buckets: ask for less time or fewer keys."""
+    """The answer has more than MAX_BUCKETS buckets."""
+
+    def __init__(self) -> None:
+        super().__init__(f"more than {MAX_BUCKETS} buckets; narrow the window or group by less")
 
 
 def usage_rows(

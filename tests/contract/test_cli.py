@@ -12,9 +12,13 @@ from pathlib import Path
 from unittest.mock import Mock, patch
 
 import pytest
+from sqlalchemy import Engine, event, insert
 
 from services.backends.clock import SystemClock
+from services.backends.sql.engine import open_engine, write
+from services.backends.sql.tables import dead_event
 from services.cli.main import COMMANDS, main
+from services.meter.dead_repair import DeadRepair
 from tests.parts.ports import free_port
 from tests.parts.raw_upstream import RawUpstream
 
@@ -125,9 +129,69 @@ def test_what_cannot_be_done_is_one_line(here):
         refused = here.refused("key", "create", "--account", "alice", "--name", name, code=2)
         assert "--name: 1 to 128 characters" in refused
     assert "not valid UTF-8" in here.refused("account", "create", "\udcff", code=2)
+    assert json.loads(here.refused("account", "list", "--json", "--nothing", code=2))["error"]
+    assert "no number of a dead event" in here.refused("dead", "show", "9" * 30, code=2)
     assert "no group 'vip'" in here.refused(
         "key", "create", "--account", "alice", "--name", "k", "--group", "vip"
     )
+
+
+def test_damaged_files_and_full_disks_are_one_line(tmp_path):
+    made = Installation(tmp_path)
+    made.text("migrate")
+    (tmp_path / "bus.db").write_bytes(b"no log" * 1000)
+    assert made.refused("replay") == "tollgate: file is not a database"
+    command = [sys.executable, "-m", "services.cli.main", "account", "list"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [*command, "--data-dir", str(tmp_path)],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=60,
+        )
+    assert (done.returncode, done.stderr) == (1, "tollgate: No space left on device\n")
+    for path in tmp_path.glob("tollgate.db*"):
+        path.unlink()
+    (tmp_path / "tollgate.db").write_bytes(b"no books" * 1000)
+    assert made.refused("account", "list") == "tollgate: file is not a database"
+
+
+def test_a_list_of_accounts_asks_as_often_for_many_as_for_one(tmp_path):
+    made = Installation(tmp_path)
+    asked = []
+
+    def listed():
+        asked.clear()
+        return len(made.json("account", "list")), len(asked)
+
+    def note(connection, cursor, statement, *_):
+        asked.append(statement)
+
+    made.json("account", "create", "first")
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        few = listed()
+        for name in ("second", "third"):
+            made.json("account", "create", name)
+        assert (few, listed()) == ((1, few[1]), (3, few[1]))
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+
+
+def test_all_dead_events_are_all_however_many(tmp_path):
+    made = Installation(tmp_path)
+    made.text("migrate")
+    engine = open_engine(f"sqlite:///{tmp_path}/tollgate.db", tmp_path)
+    row = {"topic": "t", "partition": 0, "event_id": "e", "account_id": "a", "detail": ""}
+    row |= {"reason": "unknown_account", "body": b"", "state": "dead", "dead_at": 1}
+    rows = [{**row, "offset": at} for at in range(10_002)]
+    write(engine, lambda connection: connection.execute(insert(dead_event), rows))
+    dismissed = []
+    with patch.object(DeadRepair, "dismiss", lambda self, number, note: dismissed.append(number)):
+        assert len(made.json("dead", "dismiss", "--all")) == len(dismissed) == 10_002
+    engine.dispose()
 
 
 def test_a_key_is_shown_once_listed_masked_and_revoked(here):
@@ -211,6 +275,13 @@ def test_usage_and_sql_open_the_files_when_nothing_runs(here, chdb_folder):
     assert "there is no account 'bob'" in here.refused("usage", "--account", "bob")
     wrong = here.refused("usage", "--account", "alice", "--by", "week", code=2)
     assert "group_by must be some of day, hour, model, api_key" in wrong
+
+
+def test_too_many_buckets_are_one_line(here, chdb_folder, monkeypatch):
+    monkeypatch.setattr("services.meter.usage_queries.MAX_BUCKETS", -1)
+    where = {"TOLLGATE_CLICKHOUSE__DSN": f"chdb:///{chdb_folder}/engine"}
+    refused = here.refused("usage", "--account", "alice", "--by", "hour", **where)
+    assert "group by less" in refused
 
 
 def test_the_doctor_finds_what_is_wrong(here):

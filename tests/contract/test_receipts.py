@@ -48,6 +48,7 @@ def test_only_the_payer_of_a_billed_request_gets_one(plant, settled):
         (lease.account_id, failed.request_id),
         (lease.account_id, uuid7_text()),
         (lease.account_id, "x' OR 1=1"),
+        (lease.account_id, f"{usage.request_id}\0"),
     ):
         with pytest.raises(NoReceipt):
             receipts.signed(account_id, request_id)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import Connection, Engine, Row, Text, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, Row, Text, select, update
 
 from services.backends.sql.bulk import rows_as_table
 from services.backends.sql.engine import read
@@ -62,14 +62,16 @@ class DeadEvents:
         self, *, state: str = "", reason: str = "", after: int = 0, limit: int = 100
     ) -> list[DeadEvent]:
         """In the order of arrival, those with a number above `after`; empty texts mean any."""
-        query = _ALL.where(dead_event.c.id > after).order_by(dead_event.c.id).limit(limit)
-        if state:
-            query = query.where(dead_event.c.state == state)
-        if reason:
-            query = query.where(dead_event.c.reason == reason)
+        query = _ALL.where(dead_event.c.id > after, *_those(state, reason))
+        query = query.order_by(dead_event.c.id).limit(limit)
         return read(
             self._engine, lambda connection: [_dead(row) for row in connection.execute(query)]
         )
+
+    def numbers(self, *, state: str = "", reason: str = "") -> list[int]:
+        """Of all of them, however many, in the order of arrival."""
+        query = select(dead_event.c.id).where(*_those(state, reason)).order_by(dead_event.c.id)
+        return read(self._engine, lambda connection: list(connection.execute(query).scalars()))
 
     def get(self, dead_id: int) -> DeadEvent:
         """Raises NoSuchDeadEvent."""
@@ -114,6 +116,11 @@ class DeadEvents:
             dead_event.c.offset.between(first, last),
         )
         return {row.offset: _dead(row) for row in connection.execute(query)}
+
+
+def _those(state: str, reason: str) -> list[ColumnElement[bool]]:
+    wanted = ((dead_event.c.state, state), (dead_event.c.reason, reason))
+    return [column == value for column, value in wanted if value]
 
 
 def lock(connection: Connection, dead_id: int) -> DeadEvent:

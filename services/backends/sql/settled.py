@@ -20,6 +20,8 @@ class Settled(NamedTuple):
 
 def billed(engine: Engine, account_id: str, request_id: str) -> Settled | None:
     """None unless the account has paid for this request. Raises DatabaseUnavailable."""
+    if "\0" in request_id:  # none of ours, and PostgreSQL takes no such text
+        return None
     query = (
         select(
             settlement.c.event_id,
