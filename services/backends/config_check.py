@@ -4,7 +4,7 @@ one line that begins with the path of the wrong value."""
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 from urllib.parse import urlsplit
 
 from schemas.config import DESCRIBED, PROVIDERS, Channel, Config
@@ -13,6 +13,8 @@ from services.core.bonus import steps_of
 from services.core.urls import base_url
 
 T = TypeVar("T")
+
+_SERVER: Final = r"(\[[^]/?]*\]|[^][:/?]*)(:[0-9]{1,5})?([/?].*)?"
 
 
 def check(config: Config) -> None:
@@ -51,8 +53,7 @@ def check(config: Config) -> None:
 
 def _places(config: Config) -> None:
     """Where database, ClickHouse and Kafka are."""
-    if not re.match("sqlite:///.|postgresql[+]psycopg://", config.database.url):
-        raise ValueError("database.url: write sqlite:///FILE or postgresql+psycopg://...")
+    _at("database.url", database_url, config.database.url)
     if not _is_clickhouse(config.clickhouse.dsn):
         raise ValueError("clickhouse.dsn: write chdb:///FOLDER or http(s)://host:port")
     if config.bus.kind == "kafka" and not config.bus.bootstrap:
@@ -66,6 +67,14 @@ def _places(config: Config) -> None:
     ):
         if text:
             _at(path, _host_port, text)
+
+
+def database_url(text: str) -> None:
+    """Raises ValueError, which never quotes the password, unless it tells a database of ours."""
+    place = text.removeprefix("postgresql+psycopg://")
+    server = place != text and re.fullmatch(_SERVER, place.rpartition("@")[2])
+    if not (server or re.match("sqlite:///.", text)):
+        raise ValueError("write sqlite:///FILE or postgresql+psycopg://USER@HOST:PORT/NAME")
 
 
 def _host_port(text: str) -> None:

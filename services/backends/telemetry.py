@@ -117,7 +117,7 @@ def _configure_logs(role: str, level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
-    for library in ("kafka", "alembic", "urllib3", "clickhouse_connect"):
+    for library in ("kafka", "alembic", "urllib3"):
         logging.getLogger(library).setLevel(logging.WARNING)
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from services.backends.config_check import database_url
 from services.cli.bootstrap import open_database
 from services.cli.context import Cli, Group
 from services.meter.booked import Booked
@@ -16,10 +17,20 @@ def rebuild() -> None:
     """Makes again what follows from the log."""
 
 
+def _database(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        if value is not None:
+            database_url(value)
+    except ValueError as ex:
+        raise click.BadParameter(str(ex)) from ex
+    return value
+
+
 @rebuild.command("ledger")
 @click.option(
     "--into",
     metavar="URL",
+    callback=_database,
     help="An empty database; it is migrated, filled and compared with the living ledger. Without "
     "it the configured database is filled, whose ledger must be empty.",
 )

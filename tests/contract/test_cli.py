@@ -130,28 +130,45 @@ def test_what_cannot_be_done_is_one_line(here):
         assert "--name: 1 to 128 characters" in refused
     assert "not valid UTF-8" in here.refused("account", "create", "\udcff", code=2)
     assert json.loads(here.refused("account", "list", "--json", "--nothing", code=2))["error"]
+    for url in ("mysql://h/x", "spare.db", "postgresql+psycopg://u:secret@h:port/x"):
+        refused = here.refused("rebuild", "ledger", "--into", url, code=2)
+        assert ("write sqlite:///FILE" in refused, "secret" in refused) == (True, False)
     assert "no number of a dead event" in here.refused("dead", "show", "9" * 30, code=2)
     assert "no group 'vip'" in here.refused(
         "key", "create", "--account", "alice", "--name", "k", "--group", "vip"
     )
 
 
-def test_damaged_files_and_full_disks_are_one_line(tmp_path):
+def test_damaged_files_full_disks_and_dead_servers_are_one_line(tmp_path):
     made = Installation(tmp_path)
     made.text("migrate")
-    (tmp_path / "bus.db").write_bytes(b"no log" * 1000)
-    assert made.refused("replay") == "tollgate: file is not a database"
-    command = [sys.executable, "-m", "services.cli.main", "account", "list"]
-    with Path("/dev/full").open("w") as full:
+
+    def apart(*arguments, stdout=subprocess.PIPE, **environment):
+        """Of its own process: libraries write into this one's log instead of on the terminal."""
+        command = [sys.executable, "-m", "services.cli.main", *arguments]
         done = subprocess.run(
             [*command, "--data-dir", str(tmp_path)],
             cwd=ROOT,
-            stdout=full,
+            env={**os.environ, **environment},
+            stdout=stdout,
             stderr=subprocess.PIPE,
             text=True,
             timeout=60,
         )
-    assert (done.returncode, done.stderr) == (1, "tollgate: No space left on device\n")
+        assert done.returncode == 1
+        return done.stderr
+
+    with Path("/dev/full").open("w") as full:
+        told = apart("account", "list", stdout=full)
+    assert told == "tollgate: No space left on device\n"
+    nobody = f"http://name:secret@127.0.0.1:{free_port()}"
+    told = apart("sql", "SELECT 1", TOLLGATE_CLICKHOUSE__DSN=nobody)
+    assert told.count("\n") == 1
+    assert "127.0.0.1" in told
+    assert "refused" in told
+    assert "secret" not in told
+    (tmp_path / "bus.db").write_bytes(b"no log" * 1000)
+    assert made.refused("replay") == "tollgate: file is not a database"
     for path in tmp_path.glob("tollgate.db*"):
         path.unlink()
     (tmp_path / "tollgate.db").write_bytes(b"no books" * 1000)

@@ -87,6 +87,10 @@ MEDIA = '[[channels]]\nname = "m"\nprovider = "{}"\nbase_url = "http://h"\nmodel
         ('[clickhouse]\ndsn = "chdb://folder"', "clickhouse.dsn: write chdb"),
         ('[clickhouse]\ndsn = "http://u:sk-clear@h:x"', "clickhouse.dsn: write chdb"),
         ('[database]\nurl = "sqlite:///"', "database.url: write sqlite"),
+        (
+            '[database]\nurl = "postgresql+psycopg://u:secret@h:port/x"',
+            "database.url: write sqlite",
+        ),
         ('[bus]\nkind = "kafka"\nbootstrap = []', "bus.bootstrap: name at least one broker"),
         ('[edge]\nquery_url = "here"', "edge.query_url: write unix:PATH or http"),
         ('[bus]\nbootstrap = ["here:9092", "x:y"]', r"bus.bootstrap\[1\]: write host:port"),

@@ -8,6 +8,7 @@ thrown away after one statement.
 """
 
 import contextlib
+import logging
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,6 +22,7 @@ _IDLE_CLIENTS: Final = 8
 _CONNECT_TIMEOUT_S: Final = 5
 _EXCHANGE_TIMEOUT_S: Final = 60  # below the bus's longest pause between two polls
 _QUERY_BYTES: Final = 4 * 1024 * 1024
+_DRIVER_LOG: Final = logging.getLogger("clickhouse_connect")
 _NAME: Final = re.compile(r"^[A-Za-z_][A-Za-z0-9_]{0,63}$")
 _INSERT_SETTINGS: Final = {
     "async_insert": 0,
@@ -190,6 +192,7 @@ class ClickHouse:
     def _connect(self, database: str | None, settings: dict[str, Any]) -> Any:
         import clickhouse_connect  # a quarter of what a command that asks the meter takes to start
 
+        _DRIVER_LOG.setLevel(logging.CRITICAL)  # what it would say is in its exceptions
         return clickhouse_connect.get_client(
             dsn=self._dsn, database=database, settings=settings, **self._options
         )
@@ -260,7 +263,12 @@ def _errors() -> Iterator[None]:
 
 
 def _first_line(ex: Exception) -> str:
-    return str(ex).strip().split("\n", 1)[0][:1000]
+    """What went wrong; on the way to the server, also why."""
+    told = str(ex)
+    on_the_way = getattr(ex.__cause__, "reason", None)
+    if isinstance(on_the_way, Exception):
+        told += f": {on_the_way}"
+    return told.strip().split("\n", 1)[0][:1000]
 
 
 def _discard(client: Any) -> None:
