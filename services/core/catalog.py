@@ -1,13 +1,14 @@
 """What the edge must know to answer: accounts, keys, groups, channels and the price version.
 
-Plain records without I/O; `services.backends.sql.catalog` reads and writes them."""
+Plain records without I/O; `services.backends.sql.catalog` reads and writes them. The garbage
+collector passes over those of which there may be hundreds of thousands: none is part of a cycle."""
 
 import msgspec
 
 from services.core.prices import PriceVersion
 
 
-class Account(msgspec.Struct, frozen=True, kw_only=True):
+class Account(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     id: str
     name: str
     kind: str = "individual"  # individual | org
@@ -18,7 +19,7 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_min: int = 0
 
 
-class Member(msgspec.Struct, frozen=True, kw_only=True):
+class Member(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A member of an org. Its keys may call only `models` (canonical ids; `("*",)`: every one)
     and spend at most its allotment, `quota_nano`; `caps_nano` are its caps by model, None for one
     that was taken away again."""
@@ -38,7 +39,7 @@ class Member(msgspec.Struct, frozen=True, kw_only=True):
     created_at: int = 0
 
 
-class Key(msgspec.Struct, frozen=True, kw_only=True):
+class Key(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """A `sk-toll-...` key without its secret. A sub-key has a `parent_id`, a key of an org's
     member a `member_id`.
 

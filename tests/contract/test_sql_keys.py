@@ -362,6 +362,7 @@ def test_more_than_accounts_may_have_changed(catalog, world):
     renewed = catalog.snapshot(NOW, seen)
     assert renewed == _whole(catalog)
     assert set(renewed.groups) == {"default", "gold"}
+    assert _kept(seen, renewed) == set(seen.keys_by_id), "what is of no account changes no key"
     # An older program makes versions without saying whose, and a restored database has fewer.
     for version in (renewed.version + 1, renewed.version - 2):
         write(

@@ -2,7 +2,7 @@
 told by an audit event, in one transaction."""
 
 from collections.abc import Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from sqlalchemy import Column, ColumnElement, Connection, Engine, or_, select
@@ -11,6 +11,7 @@ from schemas import config
 from services.backends.sql import prices
 from services.backends.sql.catalog_accounts import AccountCatalog, read_accounts
 from services.backends.sql.catalog_changes import (
+    COMMON,
     accounts_changed,
     bump_version,
     present_version,
@@ -25,7 +26,7 @@ from services.backends.sql.catalog_keys import KeyCatalog
 from services.backends.sql.catalog_members import MemberCatalog, read_members
 from services.backends.sql.config_sync import read_channels, read_groups, sync_channels, sync_groups
 from services.backends.sql.engine import read, write
-from services.backends.sql.key_reads import holding, keys_where
+from services.backends.sql.key_reads import holding, keys_where, many_keys
 from services.backends.sql.outbox import audit
 from services.backends.sql.sealing import Sealer
 from services.backends.sql.tables import account, api_key, member, routing_group
@@ -114,28 +115,35 @@ class Catalog(AccountCatalog, MemberCatalog, KeyCatalog):
 
     def snapshot(self, now_us: int, before: Snapshot | None = None) -> Snapshot:
         """One consistent reading. Keys that died more than 30 days before `now_us` are left out.
-        When only some accounts changed since `before`, all else is taken over from it: the same
-        objects. Raises WrongSecret when the channels were written with another secret key."""
+        What did not change since `before` is taken over from it, the same objects: accounts one by
+        one, channels, groups and prices together. Raises WrongSecret when the channels were
+        written with another secret key."""
 
         def take(connection: Connection) -> Snapshot:
             version = present_version(connection)
+            changed = None
             if before is not None:
                 changed = accounts_changed(connection, before.version, version)
-                if changed is not None:
-                    return _renewed(connection, before, version, changed, now_us)
-            prices_now = prices.current(connection)
-            index = ModelIndex(prices_now.book)
-            empty = Snapshot(
-                version=version,
-                accounts={},
-                keys={},
-                groups=read_groups(connection, index),
-                channels=read_channels(connection, self._sealer, index),
-                prices=prices_now,
-            )
-            return _renewed(connection, empty, version, None, now_us)
+            if before is None or changed is None:
+                ground = self._ground(connection)
+                empty = Snapshot(version=version, accounts={}, keys={}, **ground)
+                return _renewed(connection, empty, version, None, now_us)
+            old = before
+            if COMMON in changed:
+                old = msgspec.structs.replace(before, **self._ground(connection))
+            return _renewed(connection, old, version, changed - {COMMON}, now_us)
 
         return read(self._engine, take)
+
+    def _ground(self, connection: Connection) -> dict[str, Any]:
+        """What is of no account, as fields of a snapshot."""
+        prices_now = prices.current(connection)
+        index = ModelIndex(prices_now.book)
+        return {
+            "groups": read_groups(connection, index),
+            "channels": read_channels(connection, self._sealer, index),
+            "prices": prices_now,
+        }
 
     def _put_book(
         self, connection: Connection, book: PriceBook, now: int, actor: str, *, bump: bool
@@ -161,7 +169,7 @@ def _renewed(
 
     oldest = now_us - KEPT_US
     members = {each.id: each for each in read_members(connection, *of(member.c.account_id))}
-    found = keys_where(
+    found = (many_keys if ids is None else keys_where)(
         connection,
         or_(api_key.c.revoked_at.is_(None), api_key.c.revoked_at > oldest),
         or_(api_key.c.expires_at.is_(None), api_key.c.expires_at > oldest),

@@ -21,6 +21,8 @@ from services.core.ids import new_id
 from services.core.names import check_name
 
 STATUSES: Final = ("active", "paused", "disabled")
+_FIELDS: Final = Account.__struct_fields__
+_ACCOUNTS: Final = select(*(account.c[name] for name in _FIELDS))
 _SETTINGS: Final = ("name", "status", "concurrency", "requests_per_min", "tokens_per_min")
 
 
@@ -78,7 +80,7 @@ class AccountCatalog:
                 connection.execute(
                     update(account).where(account.c.id == account_id).values(**fields)
                 )
-            row = connection.execute(select(account).where(account.c.id == account_id)).first()
+            row = connection.execute(_ACCOUNTS.where(account.c.id == account_id)).first()
             if row is None:
                 raise NotInCatalog(f"there is no account {account_id!r}")
             bump_version(connection, account_id)
@@ -90,7 +92,7 @@ class AccountCatalog:
 
     def account(self, name_or_id: str) -> Account:
         """Raises NotInCatalog."""
-        query = select(account).where(or_(account.c.id == name_or_id, account.c.name == name_or_id))
+        query = _ACCOUNTS.where(or_(account.c.id == name_or_id, account.c.name == name_or_id))
         rows = read(self._engine, lambda connection: connection.execute(query).all())
         if not rows:
             raise NotInCatalog(f"there is no account {name_or_id!r}")
@@ -103,13 +105,13 @@ class AccountCatalog:
 
 
 def read_accounts(connection: Connection, *conditions: Any) -> list[Account]:
-    query = select(account).where(*conditions).order_by(account.c.created_at, account.c.id)
-    rows = connection.execute(query)
-    return [account_of(row) for row in rows]
+    query = _ACCOUNTS.where(*conditions).order_by(account.c.created_at, account.c.id)
+    return [account_of(row) for row in connection.execute(query)]
 
 
 def account_of(row: Row[Any]) -> Account:
-    return Account(**{name: getattr(row, name) for name in Account.__struct_fields__})
+    """Of a row of `_ACCOUNTS`."""
+    return Account(**dict(zip(_FIELDS, row, strict=True)))
 
 
 def _rates(made: Account) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 
 from services.backends.sql.tables import catalog_change, catalog_version
 
+COMMON: Final = ""  # in place of an account: channels, groups and prices
 KEPT: Final = 10_000
 _ACCOUNTS_MAX: Final = 500
 
@@ -17,9 +18,9 @@ _BUMP: Final = (
 )
 
 
-def bump_version(connection: Connection, account_id: str = "") -> None:
-    """Every worker reads again what the account has: itself, its members and keys; all of the
-    catalog without one."""
+def bump_version(connection: Connection, account_id: str = COMMON) -> None:
+    """Every worker reads again what the account has: itself, its members and keys; without one
+    channels, groups and prices."""
     version = connection.execute(_BUMP).scalar_one()
     connection.execute(insert(catalog_change).values(version=version, account_id=account_id))
     connection.execute(delete(catalog_change).where(catalog_change.c.version <= version - KEPT))
@@ -30,8 +31,8 @@ def present_version(connection: Connection) -> int:
 
 
 def accounts_changed(connection: Connection, after: int, upto: int) -> set[str] | None:
-    """Whose changes made the versions above `after`, up to `upto`. None: more than some accounts
-    changed, or it is no longer known what did."""
+    """Whose changes made the versions above `after`, up to `upto`, COMMON among them. None: more
+    than some accounts changed, or it is no longer known what did."""
     query = select(catalog_change.c.account_id).where(
         catalog_change.c.version > after, catalog_change.c.version <= upto
     )
@@ -39,6 +40,6 @@ def accounts_changed(connection: Connection, after: int, upto: int) -> set[str] 
         return None
     found = list(connection.execute(query).scalars())
     accounts = set(found)
-    if len(found) != upto - after or "" in accounts or len(accounts) > _ACCOUNTS_MAX:
+    if len(found) != upto - after or len(accounts) > _ACCOUNTS_MAX:
         return None
     return accounts

@@ -12,6 +12,7 @@ from services.backends.sql.tables import catalog_version
 T = TypeVar("T")
 
 OPERATOR: Final = "operator"
+_texts: Final = msgspec.json.Decoder(tuple[str, ...])
 
 
 class NotInCatalog(LookupError):
@@ -45,7 +46,7 @@ def as_json(value: object) -> str:
 
 
 def as_tuple(text: str) -> tuple[str, ...]:
-    return msgspec.json.decode(text, type=tuple[str, ...])
+    return () if text == "[]" else _texts.decode(text)
 
 
 def facts(values: dict[str, Any]) -> dict[str, str]:
