@@ -9,7 +9,6 @@ from sqlalchemy import (
     Connection,
     Engine,
     Select,
-    Text,
     and_,
     func,
     literal_column,
@@ -17,7 +16,7 @@ from sqlalchemy import (
 )
 
 from services.backends.sql.books_checks import CHECKS, REBUILT_CHECKS, not_taken
-from services.backends.sql.bulk import rows_as_table
+from services.backends.sql.bulk import among
 from services.backends.sql.engine import read
 from services.backends.sql.ledger import SettlementRow
 from services.backends.sql.tables import (
@@ -88,7 +87,7 @@ class BooksAudit:
         """One consistent reading of everything about these."""
 
         def fn(connection: Connection) -> Chunk:
-            events = _named(connection, event_ids)
+            events = among(connection, event_ids)
             taken = select(
                 applied.c.event_id, applied.c.body_hash, applied.c.partition, applied.c.offset
             ).where(applied.c.event_id.in_(events))
@@ -103,11 +102,11 @@ class BooksAudit:
                 .order_by(posting.c.event_id, posting.c.line)
             )
             settled = select(*(settlement.c[name] for name in SettlementRow._fields)).where(
-                settlement.c.request_id.in_(_named(connection, request_ids))
+                settlement.c.request_id.in_(among(connection, request_ids))
             )
             moved = select(
                 wallet_movement.c.id, wallet_movement.c.account_id, wallet_movement.c.amount_nano
-            ).where(wallet_movement.c.id.in_(_named(connection, movement_ids)))
+            ).where(wallet_movement.c.id.in_(among(connection, movement_ids)))
             found = Chunk(
                 taken={row[0]: TakenAt(*row[1:]) for row in connection.execute(taken)},
                 dead={},
@@ -181,7 +180,9 @@ class BooksAudit:
         """Which of these were taken, from whatever partition."""
 
         def fn(connection: Connection) -> set[str]:
-            query = select(applied.c.event_id).where(applied.c.event_id.in_(event_ids))
+            query = select(applied.c.event_id).where(
+                applied.c.event_id.in_(among(connection, event_ids))
+            )
             return set(connection.execute(query).scalars())
 
         return read(self._engine, fn)
@@ -222,11 +223,6 @@ def _findings(connection: Connection, checks: Sequence[Select[Any]]) -> list[Fin
     for check in checks:
         found += [Finding(*row) for row in connection.execute(check.limit(_NAMED))]
     return found + [Finding(*each) for each in islice(window_findings(connection), _NAMED)]
-
-
-def _named(connection: Connection, ids: Sequence[str]) -> Select[Any]:
-    rows = rows_as_table(connection, "named", {"id": Text()}, [[each] for each in ids])
-    return select(rows.c.id)
 
 
 def _within(topic: str, partition: int, first: int, end: int) -> Any:

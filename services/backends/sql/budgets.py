@@ -12,9 +12,10 @@ import msgspec
 from sqlalchemy import Connection, Engine, select, update
 
 from services.backends.clock import Clock, SystemClock
-from services.backends.sql.bulk import insert_new
+from services.backends.sql.bulk import among, insert_new
 from services.backends.sql.engine import now_us, read, write
 from services.backends.sql.lease_reads import (
+    LIVE,
     limit_rows,
     limit_states,
     pending_of_account,
@@ -108,7 +109,7 @@ class Budgets:
                 .values(state="closing", closing_at=now_us())
             )
             leases = select(lease.c.id).where(
-                lease.c.incarnation_id == incarnation_id, lease.c.state == "open"
+                lease.c.incarnation_id == incarnation_id, LIVE, lease.c.state == "open"
             )
             return list(connection.execute(leases.order_by(lease.c.id)).scalars())
 
@@ -117,7 +118,7 @@ class Budgets:
     def lease_owners(self, incarnation_id: str) -> dict[str, tuple[str, str]]:
         """(account id, key id) of every lease of the incarnation that is still open."""
         query = select(lease.c.id, lease.c.account_id, lease.c.key_id).where(
-            lease.c.incarnation_id == incarnation_id, lease.c.state == "open"
+            lease.c.incarnation_id == incarnation_id, LIVE, lease.c.state == "open"
         )
         rows = read(self._engine, lambda connection: connection.execute(query).all())
         return {row.id: (row.account_id, row.key_id) for row in rows}
@@ -287,7 +288,8 @@ class Budgets:
     def end_leases(self, connection: Connection, lease_ids: Sequence[str]) -> int:
         """Ends leases as they stand, whatever events are missing, and returns what they have left
         (nano-USD, in sum). Events of them that come later are late. Locks limits last."""
-        query = select(lease).where(lease.c.id.in_(lease_ids), lease.c.state != "closed")
+        ids = among(connection, lease_ids)
+        query = select(lease).where(lease.c.id.in_(ids), LIVE)
         rows = connection.execute(query.order_by(lease.c.id).with_for_update()).all()
         moves: dict[str, tuple[int, int]] = {}
         for row in rows:
@@ -296,7 +298,7 @@ class Budgets:
                 moves[limit_id] = (0, moves.get(limit_id, (0, 0))[1] - left_nano)
         connection.execute(
             update(lease)
-            .where(lease.c.id.in_([row.id for row in rows]))
+            .where(lease.c.id.in_(ids), LIVE)
             .values(state="closed", events_total=lease.c.events_applied, closed_at=now_us())
         )
         move_limits(connection, moves)

@@ -4,7 +4,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import ARRAY, Connection, FromClause, Table, Text, bindparam, column, func, select
+from sqlalchemy import (
+    ARRAY,
+    Connection,
+    FromClause,
+    Select,
+    Table,
+    Text,
+    bindparam,
+    column,
+    func,
+    select,
+)
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.types import TypeEngine
 
@@ -35,6 +46,12 @@ def rows_as_table(
         for at, (column_name, kind) in enumerate(columns.items())
     ]
     return select(*cells, (each.c.key + 1).label("place")).subquery(name)
+
+
+def among(connection: Connection, ids: Iterable[str]) -> Select[Any]:
+    """For `column.in_(...)` with any number of ids: a list of parameters has a largest length."""
+    rows = rows_as_table(connection, "named", {"id": Text()}, [[each] for each in ids])
+    return select(rows.c.id)
 
 
 def ids_table(dialect: str) -> FromClause:

@@ -3,8 +3,10 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+import msgspec
 from sqlalchemy import Connection, Engine, Row, insert, select, update
 
+from services.backends.sql.bulk import among
 from services.backends.sql.catalog_changes import bump_version
 from services.backends.sql.catalog_ground import (
     OPERATOR,
@@ -19,7 +21,7 @@ from services.backends.sql.catalog_ground import (
 from services.backends.sql.engine import database_now_us, read, write
 from services.backends.sql.key_writes import revoke_of_member
 from services.backends.sql.limits import insert_limit, set_limit
-from services.backends.sql.outbox import audit
+from services.backends.sql.outbox import Told, audit_all
 from services.backends.sql.tables import account, limit_row, member, member_model_cap
 from services.core.catalog import Member
 from services.core.errors import InvalidRequest
@@ -115,18 +117,25 @@ class MemberCatalog:
         """The same models for many members of an org, for all without `member_ids`; all or none.
         Raises NotInCatalog."""
         text = as_json(list(models))
+        chosen = None if member_ids is None else set(member_ids)
 
         def change(connection: Connection) -> list[Member]:
             lock(connection)
-            known = [
-                each.id for each in read_members(connection, member.c.account_id == account_id)
+            org = member.c.account_id == account_id
+            found = read_members(connection, org)
+            for member_id in (chosen or set()).difference(each.id for each in found):
+                raise NotInCatalog(f"there is no member {member_id!r}")
+            statement = update(member).where(org)
+            if chosen is not None:
+                statement = statement.where(member.c.id.in_(among(connection, chosen)))
+            connection.execute(statement.values(models=text))
+            changed = [
+                msgspec.structs.replace(each, models=as_tuple(text))
+                for each in found
+                if chosen is None or each.id in chosen
             ]
-            for member_id in member_ids or ():
-                if member_id not in known:
-                    raise NotInCatalog(f"there is no member {member_id!r}")
-            wanted = list(dict.fromkeys(member_ids)) if member_ids is not None else known
-            connection.execute(update(member).where(member.c.id.in_(wanted)).values(models=text))
-            return [_told(connection, each, "member.update", actor) for each in wanted]
+            _tell(connection, changed, "member.update", actor)
+            return changed
 
         return write(self._engine, change)
 
@@ -212,11 +221,21 @@ def _set_caps(connection: Connection, member_id: str, caps_nano: Mapping[str, in
 
 def _told(connection: Connection, member_id: str, action: str, actor: str) -> Member:
     (made,) = read_members(connection, member.c.id == member_id)
-    bump_version(connection, made.account_id)
-    names = ("name", "role", "status", "models", "concurrency", "quota_nano", "caps_nano")
-    detail = facts({name: getattr(made, name) for name in names})
-    audit(connection, action, member_id, actor, detail, made.account_id)
+    _tell(connection, [made], action, actor)
     return made
+
+
+def _tell(connection: Connection, made: Sequence[Member], action: str, actor: str) -> None:
+    """Members of one org."""
+    if not made:
+        return
+    bump_version(connection, made[0].account_id)
+    names = ("name", "role", "status", "models", "concurrency", "quota_nano", "caps_nano")
+    details = [facts({name: getattr(each, name) for name in names}) for each in made]
+    rows = [
+        Told(each.id, detail, each.account_id) for each, detail in zip(made, details, strict=True)
+    ]
+    audit_all(connection, action, actor, rows)
 
 
 def _check(fields: Mapping[str, Any]) -> None:

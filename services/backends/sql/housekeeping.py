@@ -1,12 +1,11 @@
 """What the batch service does now and then: who leads, what is over, what may be deleted."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import (
     Connection,
     Engine,
-    Select,
     delete,
     exists,
     insert,
@@ -15,7 +14,7 @@ from sqlalchemy import (
     update,
 )
 
-from services.backends.sql.bulk import insert_new
+from services.backends.sql.bulk import among, insert_new
 from services.backends.sql.deliveries import row_of
 from services.backends.sql.endpoints import Endpoint, wanting
 from services.backends.sql.engine import database_now_us, now_us, read, statement_us, write
@@ -27,6 +26,7 @@ from services.backends.sql.job_tables import (
     artifact,
     attempt,
     delivery,
+    endpoint,
     idempotency,
     job,
     job_event,
@@ -175,13 +175,18 @@ class Housekeeping:
     def announce(self, limit: int) -> int:
         """Tells endpoints that want to know it of jobs whose artifacts are over within a day,
         unless they were kept for no longer; how many were told."""
+        # Looked for beforehand, as in `purge`.
+        found = read(self._engine, lambda c: _expiring(c, limit))
+        if not found:
+            return 0
 
         def fn(connection: Connection) -> int:
             now = database_now_us(connection)
+            told = _told(connection, {job_id for job_id, _ in found})
             rows = [
                 row_of(each, EXPIRING, now, job_id=job_id)
-                for each in wanting(connection, EXPIRING)
-                for job_id in connection.execute(_expiring(each, now, limit)).scalars()
+                for job_id, each in found
+                if (job_id, each.id) not in told
             ]
             if rows:
                 connection.execute(insert(delivery), rows)
@@ -242,18 +247,24 @@ def _attach(connection: Connection, ended: Job, made: list[NewArtifact], now: in
         note(connection, ended.id, version, "artifact", {"late": len(made)}, now)
 
 
-def _expiring(receiver: Endpoint, now: int, limit: int) -> Select[Any]:
-    """Jobs of which the endpoint was not told yet."""
+def _expiring(connection: Connection, limit: int) -> list[tuple[str, Endpoint]]:
+    """Jobs, and endpoints that were not told of them yet. From what expires to who wants to know,
+    in one question: there may be thousands of endpoints, or of artifacts."""
+    wanting_it = {each.id: each for each in wanting(connection, EXPIRING)}
+    if not wanting_it:
+        return []
+    now = database_now_us(connection)
     told = exists().where(
         delivery.c.job_id == artifact.c.job_id,
-        delivery.c.endpoint_id == receiver.id,
+        delivery.c.endpoint_id == endpoint.c.id,
         delivery.c.type == EXPIRING,
     )
-    return (
-        select(artifact.c.job_id)
+    query = (
+        select(artifact.c.job_id, endpoint.c.id)
         .join(job, job.c.id == artifact.c.job_id)
+        .join(endpoint, endpoint.c.account_id == job.c.account_id)
         .where(
-            job.c.account_id == receiver.account_id,
+            endpoint.c.id.in_(among(connection, wanting_it)),
             artifact.c.expires_at > now,
             artifact.c.expires_at <= now + _WARNING_US,
             artifact.c.expires_at - artifact.c.created_at > _WARNING_US,
@@ -262,6 +273,15 @@ def _expiring(receiver: Endpoint, now: int, limit: int) -> Select[Any]:
         .distinct()
         .limit(limit)
     )
+    rows = connection.execute(query)
+    return [(job_id, wanting_it[endpoint_id]) for job_id, endpoint_id in rows]
+
+
+def _told(connection: Connection, job_ids: set[str]) -> set[tuple[str, str]]:
+    query = select(delivery.c.job_id, delivery.c.endpoint_id).where(
+        delivery.c.job_id.in_(among(connection, job_ids)), delivery.c.type == EXPIRING
+    )
+    return {(row.job_id, row.endpoint_id) for row in connection.execute(query)}
 
 
 def _wanted(connection: Connection, sha256: str) -> bool:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Engine, case, func, select, update
+from sqlalchemy import Connection, Engine, func, select, update
 
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.engine import database_now_us, now_us, read, write
+from services.backends.sql.lease_reads import LIVE
 from services.backends.sql.outbox import audit
 from services.backends.sql.tables import incarnation, lease
 
@@ -53,9 +54,17 @@ class Incarnations:
 
     def listed(self, *, finished: bool = False) -> list[IncarnationState]:
         """Oldest first; without `finished` only those that run or still hold money."""
-        live = lease.c.state != "closed"
-        left_nano = case((live, lease.c.amount_nano - lease.c.consumed_nano), else_=0)
-        count = func.sum(case((live, 1), else_=0))
+        live = (
+            select(
+                lease.c.incarnation_id,
+                func.count().label("leases"),
+                func.sum(lease.c.amount_nano - lease.c.consumed_nano).label("left_nano"),
+            )
+            .where(LIVE)
+            .group_by(lease.c.incarnation_id)
+            .subquery()
+        )
+        leases = func.coalesce(live.c.leases, 0)
         query = (
             select(
                 incarnation.c.id,
@@ -65,15 +74,14 @@ class Incarnations:
                 incarnation.c.opened_at,
                 func.coalesce(incarnation.c.closing_at, 0),
                 func.coalesce(incarnation.c.closed_at, 0),
-                func.coalesce(count, 0),
-                func.coalesce(func.sum(left_nano), 0),
+                leases,
+                func.coalesce(live.c.left_nano, 0),
             )
-            .outerjoin_from(incarnation, lease, lease.c.incarnation_id == incarnation.c.id)
-            .group_by(incarnation.c.id)
+            .outerjoin_from(incarnation, live, live.c.incarnation_id == incarnation.c.id)
             .order_by(incarnation.c.opened_at, incarnation.c.id)
         )
         if not finished:
-            query = query.having((func.coalesce(count, 0) > 0) | incarnation.c.state.in_(RUNNING))
+            query = query.where((leases > 0) | incarnation.c.state.in_(RUNNING))
         rows = read(self._engine, lambda connection: connection.execute(query).all())
         return [IncarnationState(*row[:7], int(row[7]), int(row[8])) for row in rows]
 
@@ -123,9 +131,7 @@ class Incarnations:
                 state not in RUNNING or (row.seen_at or 0) >= unseen_since_us
             ):
                 return Lost(0, 0)
-            held = select(lease.c.id).where(
-                lease.c.incarnation_id == incarnation_id, lease.c.state != "closed"
-            )
+            held = select(lease.c.id).where(lease.c.incarnation_id == incarnation_id, LIVE)
             ids = list(connection.execute(held.order_by(lease.c.id)).scalars())
             if not ids and state in ("closed", "lost"):
                 return Lost(0, 0)

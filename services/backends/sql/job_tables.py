@@ -196,6 +196,13 @@ def _deliveries(name: str, *of: Column[str]) -> Table:
         Column("delivered_at", BigInteger, comment="when the receiver said 2xx"),
         Index(f"ix_{name}_due", "next_at", sqlite_where=_OPEN, postgresql_where=_OPEN),
         Index(f"ix_{name}_endpoint", "endpoint_id", "created_at", "id"),
+        Index(
+            f"ix_{name}_waiting",
+            "endpoint_id",
+            "next_at",
+            sqlite_where=_OPEN,
+            postgresql_where=_OPEN,
+        ),
     )
 
 

@@ -9,7 +9,7 @@ from services.backends.sql.catalog_ground import NotInCatalog, as_json, facts, r
 from services.backends.sql.engine import now_us
 from services.backends.sql.key_reads import keys_where
 from services.backends.sql.limits import add_window, insert_limit, set_limit
-from services.backends.sql.outbox import audit
+from services.backends.sql.outbox import Told, audit_all
 from services.backends.sql.sealing import Sealer
 from services.backends.sql.tables import account, api_key, limit_row, member, routing_group
 from services.core import keys
@@ -18,7 +18,9 @@ from services.core.errors import InvalidRequest
 from services.core.ids import new_id
 from services.core.subkeys import narrowed, networks
 
+_QUOTA: Final = "key_quota"
 _WINDOWS: Final = ("window_5h", "window_1d", "window_7d")
+_KINDS: Final = (_QUOTA, *_WINDOWS)  # of a key's own limits
 LISTS: Final = ("ip_allow", "ip_deny", "models")
 PLAIN: Final = ("name", "expires_at", "concurrency", "requests_per_min", "tokens_per_min")
 MONEY: Final = ("quota_nano", *(f"{kind}_nano" for kind in _WINDOWS))
@@ -64,9 +66,7 @@ def insert_key(
         "member_id": fields.get("member_id"),
         "group_name": group,
         "status": "active",
-        "quota_limit_id": insert_limit(
-            connection, "key_quota", key_id, fields["quota_nano"] or None
-        ),
+        "quota_limit_id": insert_limit(connection, _QUOTA, key_id, fields["quota_nano"] or None),
         "more_limit_ids": as_json([*windows, *more]),
         "created_at": now_us(),
     }
@@ -99,14 +99,16 @@ def apply(connection: Connection, key: Key, fields: Mapping[str, Any]) -> None:
         require(connection, routing_group.c.name, fields["group"], "group")
         family = (api_key.c.id == key.id) | (api_key.c.parent_id == key.id)
         connection.execute(update(api_key).where(family).values(group_name=fields["group"]))
-    own = select(limit_row.c.kind, limit_row.c.id).where(limit_row.c.subject == key.id)
+    own = select(limit_row.c.kind, limit_row.c.id).where(
+        limit_row.c.kind.in_(_KINDS), limit_row.c.subject == key.id
+    )
     limits = {row.kind: row.id for row in connection.execute(own)}
     for name in (each for each in MONEY if each in fields):
-        kind = "key_quota" if name == "quota_nano" else name.removesuffix("_nano")
+        kind = _QUOTA if name == "quota_nano" else name.removesuffix("_nano")
         if kind in limits:
             set_limit(connection, limits[kind], fields[name] or None)
         elif fields[name]:
-            add_window(connection, kind, key.id, limits["key_quota"], fields[name])
+            add_window(connection, kind, key.id, limits[_QUOTA], fields[name])
     if values:
         connection.execute(update(api_key).where(api_key.c.id == key.id).values(**values))
 
@@ -119,8 +121,7 @@ def revoke(connection: Connection, key_id: str, actor: str) -> None:
         .where(family, api_key.c.status != "revoked")
         .values(status="revoked", revoked_at=now_us())
     )
-    for child in children:
-        audit(connection, "key.revoke", child.id, actor, told(child), child.account_id)
+    _tell_revoked(connection, children, actor)
 
 
 def revoke_of_member(connection: Connection, member_id: str, actor: str) -> None:
@@ -129,8 +130,12 @@ def revoke_of_member(connection: Connection, member_id: str, actor: str) -> None
     ended = keys_where(connection, *live)
     values = {"status": "revoked", "revoked_at": now_us()}
     connection.execute(update(api_key).where(*live).values(values))
-    for key in ended:
-        audit(connection, "key.revoke", key.id, actor, told(key), key.account_id)
+    _tell_revoked(connection, ended, actor)
+
+
+def _tell_revoked(connection: Connection, ended: Sequence[Key], actor: str) -> None:
+    rows = [Told(key.id, told(key), key.account_id) for key in ended]
+    audit_all(connection, "key.revoke", actor, rows)
 
 
 def secret_columns(clear: str, sealer: Sealer) -> dict[str, str]:

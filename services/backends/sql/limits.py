@@ -5,6 +5,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from services.backends.sql.catalog_ground import as_json, as_tuple
 from services.backends.sql.engine import database_now_us, now_us
+from services.backends.sql.lease_reads import LIVE
 from services.backends.sql.tables import api_key, lease, limit_row
 from services.core.budgets import WINDOWS_US
 from services.core.ids import new_id
@@ -57,14 +58,18 @@ def add_window(
     Locks as `budgets` does: keys, leases by id, limits. The key's quota has leased and settled
     exactly what a window of the same key has."""
     keys = connection.execute(
-        select(api_key.c.id, api_key.c.more_limit_ids)
+        select(api_key.c.id, api_key.c.account_id, api_key.c.more_limit_ids)
         .where((api_key.c.id == key_id) | (api_key.c.parent_id == key_id))
         .order_by(api_key.c.id)
         .with_for_update()
     ).all()
     leases = connection.execute(
         select(lease.c.id, lease.c.limit_ids)
-        .where(lease.c.key_id.in_([row.id for row in keys]), lease.c.state != "closed")
+        .where(
+            lease.c.account_id.in_({row.account_id for row in keys}),
+            lease.c.key_id.in_([row.id for row in keys]),
+            LIVE,
+        )
         .order_by(lease.c.id)
         .with_for_update()
     ).all()
@@ -84,7 +89,7 @@ def add_window(
         connection.execute(
             update(api_key).where(api_key.c.id == row.id).values(more_limit_ids=more)
         )
-    for row in leases:
-        ids = as_json(sorted([*as_tuple(row.limit_ids), made]))
-        connection.execute(update(lease).where(lease.c.id == row.id).values(limit_ids=ids))
+    for lease_id, limit_ids in leases:
+        ids = as_json(sorted([*as_tuple(limit_ids), made]))
+        connection.execute(update(lease).where(lease.c.id == lease_id).values(limit_ids=ids))
     set_limit(connection, made, limit_nano)  # marks the recall: idle money comes back

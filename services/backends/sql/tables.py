@@ -388,6 +388,7 @@ dead_event = Table(
     Column("state", Text, nullable=False, comment="dead | replayed | dismissed"),
     Column("dead_at", BigInteger, nullable=False, comment="database time"),
     UniqueConstraint("topic", "partition", "offset"),
+    Index("ix_dead_event_state_reason_id", "state", "reason", "id"),
 )
 
 wallet_movement = Table(

@@ -1,16 +1,34 @@
 """The postings of one wallet in a period, for statements."""
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, Engine, and_, func, or_, select
 
+from services.backends.sql.bulk import among
 from services.backends.sql.engine import read
 from services.backends.sql.tables import posting, settlement, wallet_movement
 from services.core.ledger import wallet
 from services.core.statements import Line
 
-_PAGE: Final = 5_000
+_MOVEMENT: Final = "wallet_movement"  # ends the ids of such events
+_PAGE: Final = 50_000  # each page goes over the postings of all wallets
+
+
+class _Told(NamedTuple):
+    """What a posting is of: a movement, or the settlement of a request."""
+
+    kind: str = "usage"
+    key_id: str = ""
+    detail: str = ""
+
+
+class _Posting(NamedTuple):
+    occurred_at: int
+    event_id: str
+    line: int
+    amount_nano: int
+    told: _Told
 
 
 class WalletLines:
@@ -32,30 +50,18 @@ class WalletLines:
         while True:
             rows = self._page(account_id, since, until, after)
             for row in rows:
-                yield _line(row)
+                kind, key_id, detail = row.told
+                yield Line(row.occurred_at, row.event_id, kind, key_id, detail, row.amount_nano)
             if len(rows) < _PAGE:
                 return
             after = (rows[-1].occurred_at, rows[-1].event_id, rows[-1].line)
 
     def _page(
         self, account_id: str, since: int, until: int, after: tuple[int, str, int] | None
-    ) -> list[Any]:
+    ) -> list[_Posting]:
         order = (posting.c.occurred_at, posting.c.event_id.collate(self._binary()), posting.c.line)
         query = (
-            select(
-                posting.c.occurred_at,
-                posting.c.event_id,
-                posting.c.line,
-                posting.c.amount_nano,
-                settlement.c.key_id,
-                settlement.c.outcome,
-                wallet_movement.c.movement,
-                wallet_movement.c.note,
-            )
-            .outerjoin_from(posting, settlement, settlement.c.event_id == posting.c.event_id)
-            .outerjoin(
-                wallet_movement, posting.c.event_id == wallet_movement.c.id + ":wallet_movement"
-            )
+            select(posting.c.occurred_at, posting.c.event_id, posting.c.line, posting.c.amount_nano)
             .where(
                 posting.c.ledger_account == wallet(account_id),
                 posting.c.occurred_at >= since,
@@ -74,8 +80,10 @@ class WalletLines:
                 )
             )
 
-        def fn(connection: Connection) -> list[Any]:
-            return list(connection.execute(query).all())
+        def fn(connection: Connection) -> list[_Posting]:
+            rows = connection.execute(query).all()
+            told = _told(connection, {row.event_id for row in rows})
+            return [_Posting(*row, told.get(row.event_id, _Told())) for row in rows]
 
         return read(self._engine, fn)
 
@@ -84,14 +92,23 @@ class WalletLines:
         return "C" if self._engine.dialect.name == "postgresql" else "BINARY"
 
 
-def _line(row: Any) -> Line:
-    if row.movement is not None:
-        return Line(row.occurred_at, row.event_id, row.movement, "", row.note, row.amount_nano)
-    return Line(
-        row.occurred_at,
-        row.event_id,
-        "usage",
-        row.key_id or "",
-        row.outcome or "",
-        row.amount_nano,
-    )
+def _told(connection: Connection, event_ids: set[str]) -> dict[str, _Told]:
+    """By event id. Ids are made from what they name, so both are found by their primary keys."""
+    names: dict[str, str] = {}
+    for event_id in event_ids:
+        name, _, kind = event_id.rpartition(":")
+        names[name] = kind
+    found: dict[str, _Told] = {}
+    movements = select(wallet_movement.c.id, wallet_movement.c.movement, wallet_movement.c.note)
+    moved = [name for name, kind in names.items() if kind == _MOVEMENT]
+    for row in connection.execute(
+        movements.where(wallet_movement.c.id.in_(among(connection, moved)))
+    ):
+        found[f"{row.id}:{_MOVEMENT}"] = _Told(row.movement, "", row.note)
+    settlements = select(settlement.c.event_id, settlement.c.key_id, settlement.c.outcome)
+    settled = [name for name, kind in names.items() if kind != _MOVEMENT]
+    for row in connection.execute(
+        settlements.where(settlement.c.request_id.in_(among(connection, settled)))
+    ):
+        found[row.event_id] = _Told(key_id=row.key_id, detail=row.outcome)
+    return found
