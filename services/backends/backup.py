@@ -31,12 +31,13 @@ OUTBOX: Final = "outbox"
 ARTIFACTS: Final = "artifacts"
 FILES: Final = "files"
 _RELAY: Final = "relay.db"
+_UNFINISHED: Final = ".unfinished"
 _FREEZE_S: Final = 10.0
 _ROUNDS: Final = 20
 
 
 class CannotBackUp(Exception):
-    """Says what is in the way; nothing was changed."""
+    """Says what is in the way; nothing was changed, and what was copied is gone again."""
 
 
 class Places(NamedTuple):
@@ -74,7 +75,32 @@ def back_up(config: Config, folder: Path) -> dict[str, object]:
 
     Raises CannotBackUp."""
     source = places(config)
-    _make_empty(folder)
+    _claim_empty(folder)
+    with undone_unless_finished(folder):
+        _copy(source, folder)
+        (folder / _UNFINISHED).unlink()
+        manifest = _manifest(source, folder)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
+    return manifest
+
+
+@contextlib.contextmanager
+def undone_unless_finished(*made: Path) -> Iterator[None]:
+    """Removes files and empties folders, which were not there or empty before, when what fills
+    them fails or is interrupted: so that the same can be tried again."""
+    try:
+        yield
+    except BaseException:
+        for path in made:
+            for each in path.iterdir() if path.is_dir() else [path]:
+                if each.is_dir() and not each.is_symlink():
+                    shutil.rmtree(each, ignore_errors=True)
+                else:
+                    each.unlink(missing_ok=True)
+        raise
+
+
+def _copy(source: Places, folder: Path) -> None:
     with contextlib.ExitStack() as stack:
         pins = stack.enter_context(_pinned(source))
         for name, pinned in pins.items():
@@ -87,7 +113,10 @@ def back_up(config: Config, folder: Path) -> dict[str, object]:
             _copy_file(path, folder / FILES / RECEIPTS / path.name)
     if source.artifacts is not None:
         _copy_artifacts(source.artifacts, folder / ARTIFACTS)
-    manifest: dict[str, object] = {
+
+
+def _manifest(source: Places, folder: Path) -> dict[str, object]:
+    return {
         "version": VERSION,
         "made_at": SystemClock().now_us(),
         "notes": _notes(source),
@@ -97,8 +126,6 @@ def back_up(config: Config, folder: Path) -> dict[str, object]:
             if path.is_file()
         },
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", "utf-8")
-    return manifest
 
 
 def _notes(source: Places) -> list[str]:
@@ -227,10 +254,13 @@ def _copy_pinned(pinned: sqlite3.Connection, path: Path) -> None:
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     os.close(fd)
-    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as copy:
-        pinned.backup(copy)
-        copy.execute("PRAGMA journal_mode = DELETE")
-        verdict = copy.execute("PRAGMA quick_check").fetchone()[0]
+    try:
+        with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as copy:
+            pinned.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+            verdict = copy.execute("PRAGMA quick_check").fetchone()[0]
+    except sqlite3.DatabaseError as ex:  # a full disk, for example
+        raise CannotBackUp(f"{path}: {ex}") from ex
     if verdict != "ok":
         raise CannotBackUp(f"{path.name}: {verdict}")
 
@@ -264,7 +294,12 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _make_empty(folder: Path) -> None:
+def _claim_empty(folder: Path) -> None:
+    """Makes the folder, and a file in it that only one of two backups can make."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if any(folder.iterdir()):
-        raise CannotBackUp(f"{folder} is not empty")
+    try:
+        if any(folder.iterdir()):
+            raise FileExistsError
+        (folder / _UNFINISHED).touch(exist_ok=False)
+    except FileExistsError as ex:
+        raise CannotBackUp(f"{folder} is not empty") from ex

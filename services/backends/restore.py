@@ -19,6 +19,7 @@ from services.backends.backup import (
     Places,
     places,
     sha256_of,
+    undone_unless_finished,
 )
 
 
@@ -35,6 +36,13 @@ def restore(config: Config, folder: Path) -> dict[str, Any]:
     target = places(config)
     _require_unused(target)
     _require_places(folder, target)
+    made = (target.books, target.log, target.outbox, target.artifacts)
+    with undone_unless_finished(*filter(None, made)):
+        _put_back(folder, target)
+    return manifest
+
+
+def _put_back(folder: Path, target: Places) -> None:
     for name, path in ((BOOKS, target.books), (LOG, target.log)):
         if path is not None and (folder / name).exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +56,6 @@ def restore(config: Config, folder: Path) -> dict[str, Any]:
         shutil.copytree(folder / OUTBOX, target.outbox, dirs_exist_ok=True)
     if (folder / FILES).is_dir():
         shutil.copytree(folder / FILES, target.data_dir, dirs_exist_ok=True)
-    return manifest
 
 
 def _checked(folder: Path) -> dict[str, Any]:

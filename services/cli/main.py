@@ -108,7 +108,8 @@ def main() -> None:
     except OSError as ex:
         if ex.filename is None and ex.errno != errno.ENOSPC:  # where our output goes
             raise
-        _fail(cli, ": ".join(filter(None, (ex.filename, ex.strerror))), 1)
+        where = ex.filename2 or ex.filename  # of two the one that is written
+        _fail(cli, f"{where}: {ex.strerror}" if where else str(ex.strerror), 1)
     except Exception as ex:
         if f"{type(ex).__module__}.{type(ex).__name__}" not in EXPECTED:
             raise

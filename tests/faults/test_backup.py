@@ -1,6 +1,7 @@
 """A backup taken under traffic, restored elsewhere, reconciles and has every event it must."""
 
 import json
+import resource
 import subprocess
 import sys
 import threading
@@ -126,7 +127,7 @@ def test_what_cannot_be_backed_up_or_restored(plant, tmp_path):
 
 
 def test_the_commands(tmp_path):
-    def run(*arguments: str, folder: str, code: int = 0) -> str:
+    def run(*arguments: str, folder: str, code: int = 0, file_max_bytes: int = -1) -> str:
         command = [sys.executable, "-m", "services.cli.main", *arguments]
         done = subprocess.run(
             [*command, "--data-dir", str(tmp_path / folder)],
@@ -134,6 +135,7 @@ def test_the_commands(tmp_path):
             capture_output=True,
             text=True,
             timeout=60,
+            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_max_bytes, -1)),
         )
         assert done.returncode == code, done.stderr
         return done.stdout + done.stderr
@@ -146,9 +148,14 @@ def test_the_commands(tmp_path):
         (tmp_path / "one" / path).parent.mkdir(parents=True)
         (tmp_path / "one" / path).write_bytes(b"what a job made")
     backup = tmp_path / "backup"
+    full = run("backup", str(backup), folder="one", code=1, file_max_bytes=100_000)
+    assert (full.count("\n"), f"{backup}/books.db" in full) == (1, True)
+    assert list(backup.iterdir()) == [], "it can be begun again"
     assert "filled from the log" in run("backup", str(backup), folder="one")
     assert (backup / "manifest.json").stat().st_mode & 0o777
     assert backup.stat().st_mode & 0o077 == 0
+    full = run("restore", str(backup), folder="two", code=1, file_max_bytes=100_000)
+    assert (full.count("\n"), f"{tmp_path}/two/tollgate.db" in full) == (1, True)
     run("restore", str(backup), folder="two")
     (listed,) = json.loads(run("account", "list", "--json", folder="two"))
     assert (listed["id"], listed["available_usd"]) == (made["id"], "5")
