@@ -1,5 +1,6 @@
 """Structured logs on stderr and Prometheus metrics that all processes of a host share."""
 
+import contextlib
 import faulthandler
 import logging
 import os
@@ -19,6 +20,7 @@ from services.backends import settings
 METRICS_FOLDER: Final = "run/metrics"
 _MULTIPROCESS: Final = "PROMETHEUS_MULTIPROC_DIR"
 _KEPT_FILES: Final = 400
+_TEXT_CHARS: Final = 16_000
 _SECRET_TEXT: Final = re.compile(r"\b(sk-[A-Za-z0-9_-]{4})[A-Za-z0-9_-]{4,}|(?i:(bearer )\S{6,})")
 _SECRET_NAMES: Final = frozenset(
     {"authorization", "x-api-key", "x-goog-api-key", "cookie", "credential", "secret", "api_key"}
@@ -131,19 +133,33 @@ def _clean(name: str, value: Any) -> Any:
     if name.lower() in _SECRET_NAMES and value:
         return "***"
     if isinstance(value, str):
-        return redacted(value)
+        return _bounded(redacted(value))
     if isinstance(value, bytes):
-        return redacted(value.decode("utf-8", "replace"))
+        return _bounded(redacted(value.decode("utf-8", "replace")))
     if isinstance(value, Mapping):
         return {key: _clean(str(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean("", item) for item in value]
-    return value if value is None or isinstance(value, bool | int | float) else redacted(str(value))
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return _bounded(redacted(str(value)))
+
+
+def _bounded(text: str) -> str:
+    """Its beginning and its end: an exception says what it is in its last line."""
+    if len(text) <= _TEXT_CHARS:
+        return text
+    half = _TEXT_CHARS // 2
+    return f"{text[:half]} ... {len(text) - 2 * half} more ... {text[-half:]}"
 
 
 def _drop_dead_files(folder: Path) -> None:
     """Gauges of dead processes go at once, their counters when there are too many files."""
-    files = sorted(folder.glob("*.db"), key=lambda path: path.stat().st_mtime)
+    aged = []
+    for path in folder.glob("*.db"):
+        with contextlib.suppress(FileNotFoundError):  # another process starts just now, too
+            aged.append((path.stat().st_mtime, path))
+    files = [path for _, path in sorted(aged)]
     for at, path in enumerate(files):
         pid = path.stem.rpartition("_")[2]
         dead = pid.isdigit() and not Path(f"/proc/{pid}").exists()

@@ -46,6 +46,22 @@ log.debug("not shown")
         assert secret not in err
 
 
+def test_a_log_line_is_bounded_and_keeps_both_ends(tmp_path):
+    _, err = run(
+        tmp_path, "log.error('broke', error='why ' + 'x' * 10**6 + ' end', b=b'y' * 10**6)"
+    )
+    assert len(err) < 40_000
+    told = json.loads(err)["error"]
+    assert (told[:4], told[-4:]) == ("why ", " end")
+
+
+def test_a_file_that_another_process_removes_keeps_none_from_starting(tmp_path):
+    folder = tmp_path / "run" / "metrics"
+    folder.mkdir(parents=True)
+    (folder / "gauge_livesum_1.db").symlink_to("gone")  # listed, and not there when looked at
+    run(tmp_path, "")
+
+
 def test_the_standard_library_logs_in_the_same_form(tmp_path):
     _, err = run(
         tmp_path,
