@@ -6,6 +6,7 @@ from typing import Final, Protocol
 import msgspec
 
 from schemas.errors import Code, Outcome, Stage
+from services.core.usage import INPUT
 
 BYTES_PER_TOKEN: Final = 4
 PPM: Final = 1_000_000
@@ -138,13 +139,19 @@ def _is_empty(answer: Answer) -> bool:
 
 def _billed(outcome: Outcome, answer: Answer, text_bytes: int, cache_share_ppm: int) -> Verdict:
     """Told usage counts as told. What is missing is estimated: the input from the size of the
-    request, the output from what the client was sent."""
-    told = answer.usage
-    if told is not None and answer.output_told:
+    request, the output from what the client was sent. A count of zero tells nothing: every
+    request has input, and what was sent was made."""
+    told = answer.usage or {}
+    input_told = any(told.get(name) for name in INPUT)
+    output_told = answer.output_told and bool(told.get("output"))
+    if input_told and output_told:
         return Verdict(outcome=outcome, usage=told)
-    usage = dict(told) if told else _input_estimate(text_bytes, cache_share_ppm)
-    sent = answer.output_bytes // BYTES_PER_TOKEN
-    usage["output"] = max(usage.get("output", 0), sent)
+    usage = dict(told)
+    if not input_told:
+        usage |= _input_estimate(text_bytes, cache_share_ppm)
+    if not output_told:
+        sent = answer.output_bytes // BYTES_PER_TOKEN
+        usage["output"] = max(told.get("output", 0), sent)
     return Verdict(
         outcome=outcome,
         usage={name: units for name, units in usage.items() if units},

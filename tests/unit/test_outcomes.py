@@ -122,6 +122,32 @@ def test_table(row):
         assert not verdict.estimated
 
 
+@pytest.mark.parametrize(
+    ("told", "output_told", "billed"),
+    [
+        (TOLD, True, TOLD),
+        ({}, True, {"input": 1000, "output": 100}),
+        ({"input": 7}, True, {"input": 7, "output": 100}),
+        ({"input": 7, "output": 1}, False, {"input": 7, "output": 100}),
+        ({"output": 40}, True, {"input": 1000, "output": 40}),
+        ({"cache_read": 7, "output": 40}, True, {"cache_read": 7, "output": 40}),
+        ({"web_search": 2}, True, {"web_search": 2, "input": 1000, "output": 100}),
+    ],
+)
+def test_what_the_upstream_left_out_or_told_as_zero_is_estimated(told, output_told, billed):
+    class Told(ResponseFacts):
+        @property
+        def output_told(self):
+            return output_told
+
+    answer = Told(usage=told, finished=True, has_content=True, output_bytes=400)
+    verdict = judge(
+        Ending.ANSWERED, status=200, answer=answer, streaming=True, relayed=True, text_bytes=4000
+    )
+    assert verdict.usage == billed
+    assert verdict.estimated == (billed != told)
+
+
 def test_the_table_names_every_ending():
     assert {row[0] for row in TABLE} == set(Ending)
 

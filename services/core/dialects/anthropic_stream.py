@@ -117,7 +117,7 @@ class AnthropicScan:
             self.finish_reason = reason or self.finish_reason
             self.has_content = self.has_content or self.finish_reason == "refusal"
             told = child(event, "usage")
-            self.output_told = self.output_told or "output_tokens" in told
+            self.output_told = self.output_told or "output" in classes.from_anthropic(told)
             _merge(self._told, told)
         elif kind == "message_stop":
             self.finished = True
