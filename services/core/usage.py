@@ -20,10 +20,25 @@ INFO: Final = ("reasoning",)  # told, never priced: already inside `output`
 
 MAX_UNITS: Final = 1_000_000_000_000  # the bound of schemas.events.Units
 
+# Of Anthropic's `iterations`: what the vendor charges beside the totals.
+_BESIDE: Final = frozenset({"compaction", "advisor_message"})
+
 
 def from_anthropic(usage: dict[str, Any]) -> dict[str, int]:
-    """Classes of an Anthropic `usage` object. The split of the cache writes by lifetime is within
-    their total: what it leaves unexplained counts as 5 minutes, what it has too much is cut."""
+    """Classes of an Anthropic `usage` object, with the iterations that its totals leave out: the
+    summary that the vendor makes of a long context, the answers of an advisor."""
+    found = _anthropic(usage)
+    iterations = usage.get("iterations")
+    for each in iterations if type(iterations) is list else ():
+        if type(each) is dict and each.get("type") in _BESIDE:
+            for name, units in _anthropic(each).items():
+                found[name] = min(found.get(name, 0) + units, MAX_UNITS)
+    return found
+
+
+def _anthropic(usage: dict[str, Any]) -> dict[str, int]:
+    """The split of the cache writes by lifetime is within their total: what it leaves unexplained
+    counts as 5 minutes, what it has too much is cut."""
     split = _object(usage, "cache_creation")
     five = _count(split, "ephemeral_5m_input_tokens")
     hour = _count(split, "ephemeral_1h_input_tokens")

@@ -230,6 +230,12 @@ def test_a_whole_answer():
     output = [{"type": "reasoning", "summary": []}, message_item("Hi é"), SEARCH]
     facts = R.parse_response(compact(response("completed", output=output, usage=RESPONSES_USAGE)))
     assert facts.usage == USAGE | {"web_search": 1}
+    for told, count in (({"num_requests": 3}, 3), ({"num_requests": "3"}, 1)):
+        last = response("completed", output=output, usage=RESPONSES_USAGE)
+        last |= {"tool_usage": {"web_search": told}}
+        assert R.parse_response(compact(last)).usage == USAGE | {"web_search": count}
+        stream = named("response.completed", response=last)
+        assert scanned(CREATED, stream, parsed=SEARCHING).usage == USAGE | {"web_search": count}
     assert (facts.finished, facts.finish_reason) == (True, "completed")
     assert facts.has_content
     assert facts.output_bytes == 5

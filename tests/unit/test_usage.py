@@ -27,6 +27,16 @@ def test_anthropic_classes_are_disjoint():
     }
 
 
+def test_what_anthropic_charges_beside_its_totals_counts():
+    """Summaries of a long context and answers of an advisor are in `iterations` alone."""
+    turn = {"type": "message", "input_tokens": 100, "output_tokens": 10}
+    summary = {"type": "compaction", "input_tokens": 9000, "output_tokens": 300}
+    advice = {"type": "advisor_message", "cache_read_input_tokens": 50, "output_tokens": 4}
+    told = {"input_tokens": 100, "output_tokens": 10, "iterations": [turn, summary, 7, advice]}
+    assert from_anthropic(told) == {"input": 9100, "cache_read": 50, "output": 314}
+    assert from_anthropic({**told, "iterations": "many"}) == {"input": 100, "output": 10}
+
+
 @pytest.mark.parametrize(
     ("written", "split", "expected"),
     [

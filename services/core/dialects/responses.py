@@ -24,9 +24,9 @@ from services.core.dialects.reading import (
 from services.core.dialects.responses_stream import (
     ResponsesScan,
     end_reason,
-    is_search,
     item_bytes,
     item_says_something,
+    searches_in,
 )
 from services.core.dialects.shape import body_shape
 from services.core.errors import InvalidRequest
@@ -132,7 +132,7 @@ class Responses(openai.OpenAI):
         told = answer.get("usage")
         items = children(answer, "output")
         usage = classes.from_responses(told) if type(told) is dict else None
-        searches = sum(1 for item in items if is_search(item))
+        searches = searches_in(answer, items)
         if usage is not None and searches:
             usage["web_search"] = searches
         return ResponseFacts(

@@ -175,7 +175,7 @@ class ResponsesScan:
             self.finished = True
             self.finish_reason = end_reason(response) or kind.removeprefix("response.")
             items = children(response, "output")
-            self._searches = max(self._searches, sum(1 for item in items if is_search(item)))
+            self._searches = searches_in(response, items, self._searches)
             self.has_content = self.has_content or any(map(item_says_something, items))
         elif not self._response:
             # Prompt and tools come back here; no reader of a ping needs them again.
@@ -216,6 +216,15 @@ def item_bytes(item: dict[str, Any]) -> int:
     texts = [text_of(part, "text") + text_of(part, "refusal") for part in parts]
     texts += [text_of(item, "arguments"), text_of(item, "input")]
     return sum(len(text.encode()) for text in texts)
+
+
+def searches_in(response: dict[str, Any], items: list[dict[str, Any]], seen: int = 0) -> int:
+    """The web searches that a whole answer cost: as the vendor counts them, else those among its
+    items or `seen` in its stream, whichever are more."""
+    told = child(child(response, "tool_usage"), "web_search").get("num_requests")
+    if type(told) is int and told >= 0:
+        return min(told, classes.MAX_UNITS)
+    return max(seen, sum(1 for item in items if is_search(item)))
 
 
 def is_search(item: dict[str, Any]) -> bool:
