@@ -8,10 +8,11 @@ from collections import OrderedDict
 from typing import Final, TypeVar
 
 import gevent
+import msgspec
 
 from schemas.events import Usage
 from services.backends.clock import Clock
-from services.core.dialects.base import StreamScan
+from services.core.dialects.base import BodyShape, StreamScan
 from services.core.holds import (
     BYTES_PER_TOKEN_MIN,
     SLICE_TOKENS,
@@ -45,6 +46,16 @@ class HoldPolicy:
         self._writeoff_limit_nano = writeoff_limit_nano
         self._usual: OrderedDict[tuple[str, str], int] = OrderedDict()
         self._written_off: OrderedDict[str, tuple[int, int]] = OrderedDict()
+
+    def shape(self, x: Exchange) -> BodyShape:
+        """What bounds the input of the request: its body, and for a key that costs us the context
+        window. Bodies can name input that is not in them in more ways than anybody reads."""
+        assert x.parsed is not None
+        assert x.key is not None
+        shape = x.parsed.shape
+        if self._costs_us(x.key.id):
+            shape = msgspec.structs.replace(shape, stored_input=True)
+        return shape
 
     def first_nano(self, x: Exchange, bound: Bound) -> tuple[int, int]:
         """(what the request should hold, the least that it may hold), both the whole bound when

@@ -322,6 +322,43 @@ def test_input_that_the_vendor_has_stored(field):
     assert not parse("responses").shape.stored_input
 
 
+def test_input_that_the_vendor_has_stored_in_other_words():
+    reference = [{"type": "item_reference", "id": "msg_1"}]
+    assert parse("responses", input=reference).shape.stored_input
+    thread = {"type": "continue", "previous_message_id": "msg_1"}
+    assert parse("anthropic", thread=thread).shape.stored_input
+    for kept in ({"type": "create"}, None):
+        assert not parse("anthropic", thread=kept).shape.stored_input
+
+
+@each
+@pytest.mark.parametrize("spelling", ["Model", "MODEL", r"mod\u0045l"])
+def test_a_model_in_another_spelling_cannot_be_served_unbilled(name, spelling):
+    """Servers that ignore case, as Go's do, would take the last one."""
+    body = compact(MINIMAL[name])
+    for odd in (b"null", b'""', b'"dearer"'):
+        refused = refusal(name, body[:-1] + b',"%b":%b}' % (spelling.encode(), odd))
+        assert "the name of this member is `model`" in refused.message
+    assert parse(name, model_="x", Models="x").model == MINIMAL[name]["model"]
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value"),
+    [
+        ("anthropic", "tools", lambda model: [{"type": "advisor_20260301", "model": model}]),
+        ("anthropic", "fallbacks", lambda model: [{"model": model}]),
+        ("chat", "models", lambda model: [model]),
+    ],
+)
+def test_a_request_is_allowed_and_billed_by_one_model(name, field, value):
+    asked = MINIMAL[name]["model"]
+    refused = refusal(name, MINIMAL[name] | {field: value("dearer")})
+    assert (refused.code, refused.param) == (Code.UNSUPPORTED_FEATURE, field)
+    assert parse(name, **{field: value(asked)}).model == asked
+    for odd in (None, "default" if field != "tools" else [{"model": 7}]):
+        assert parse(name, **{field: odd}).model == asked
+
+
 # -- what goes upstream
 
 

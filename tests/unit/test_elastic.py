@@ -13,7 +13,7 @@ from schemas.events import Usage
 from services.backends import price_files
 from services.backends.clock import FakeClock
 from services.core.dialects import DIALECTS
-from services.core.holds import Bound, bytes_within, hold_bound, used_nano
+from services.core.holds import Bound, bytes_within, hold_bound, input_tokens_max, used_nano
 from services.core.outcomes import Ending, judge
 from services.core.prices import PriceBook
 from services.core.rating import rate
@@ -233,7 +233,9 @@ def test_a_key_that_costs_us_holds_whole_bounds_for_the_rest_of_the_day():
     assert made.first_nano(x, x.bound)[0] < x.bound.whole_nano
     made.ended(ended(written_off_nano=1))
     assert made.first_nano(x, x.bound) == (x.bound.whole_nano,) * 2
+    assert input_tokens_max(x.price, made.shape(x)) == x.price.context_window
     clock.sleep(86_400)
+    assert made.shape(x) == x.parsed.shape
     assert made.first_nano(x, x.bound)[0] < x.bound.whole_nano
 
 

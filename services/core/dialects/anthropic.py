@@ -19,8 +19,11 @@ from services.core.dialects.reading import (
     first_header,
     json_object,
     label,
+    models_of,
     need_items,
+    need_one_model,
     read_request,
+    request_decoder,
     text_of,
 )
 from services.core.dialects.shape import body_shape
@@ -44,6 +47,7 @@ _HEADERS: Final = frozenset({"content-type", "accept"})
 
 class _Tool(msgspec.Struct):
     type: str | None = None
+    model: object = None  # of an advisor
 
 
 class _Body(msgspec.Struct):
@@ -54,6 +58,8 @@ class _Body(msgspec.Struct):
     tools: list[_Tool] | None = None
     metadata: msgspec.Raw = msgspec.Raw(b"null")
     mcp_servers: msgspec.Raw = msgspec.Raw(b"null")
+    fallbacks: object = None
+    thread: object = None
     service_tier: object = None
     speed: object = None
 
@@ -63,8 +69,8 @@ class _CountBody(msgspec.Struct):
     messages: msgspec.Raw
 
 
-_decoder: Final = msgspec.json.Decoder(_Body)
-_count_decoder: Final = msgspec.json.Decoder(_CountBody)
+_decoder: Final = request_decoder(_Body)
+_count_decoder: Final = request_decoder(_CountBody)
 
 
 class Anthropic:
@@ -75,12 +81,15 @@ class Anthropic:
     def parse_request(self, body: bytes, headers: Mapping[str, str]) -> ParsedRequest:
         read = read_request(_decoder, body)
         messages = need_items(read.messages, "messages")
+        need_one_model("tools", read.model, (tool.model for tool in read.tools or ()))
+        need_one_model("fallbacks", read.model, models_of(read.fallbacks))
         shape = body_shape(
             body,
             messages,
             _MEDIA,
             cache_write_1h=body.rfind(b'"1h"') >= 0,  # half the time of `in`
             server_tools=_runs_on_server(read.tools, read.mcp_servers),
+            stored_input=_goes_on(read.thread),
         )
         return ParsedRequest(
             model=read.model,
@@ -152,6 +161,11 @@ def _runs_on_server(tools: list[_Tool] | None, mcp_servers: msgspec.Raw) -> bool
         if dated and dated[1] not in _CLIENT_TOOLS:
             return True
     return False
+
+
+def _goes_on(thread: object) -> bool:
+    """Whether the vendor keeps what came before, so that only the new turn is sent."""
+    return type(thread) is dict and thread.get("type") != "create"
 
 
 def _session_in(metadata: msgspec.Raw) -> str:

@@ -17,8 +17,11 @@ from services.core.dialects.reading import (
     error_in,
     json_object,
     label,
+    models_of,
     need_items,
+    need_one_model,
     read_request,
+    request_decoder,
     text_of,
 )
 from services.core.dialects.shape import body_shape
@@ -44,9 +47,10 @@ class _Body(msgspec.Struct):
     user: msgspec.Raw = _NULL
     web_search_options: msgspec.Raw = _NULL
     service_tier: object = None
+    models: object = None  # OpenRouter's, tried when the one asked for fails
 
 
-_decoder: Final = msgspec.json.Decoder(_Body)
+_decoder: Final = request_decoder(_Body)
 
 
 class Chat(openai.OpenAI):
@@ -57,6 +61,7 @@ class Chat(openai.OpenAI):
     def parse_request(self, body: bytes, headers: Mapping[str, str]) -> ParsedRequest:
         read = read_request(_decoder, body)
         messages = need_items(read.messages, "messages")
+        need_one_model("models", read.model, models_of(read.models))
         shape = body_shape(
             body,
             messages,

@@ -2,11 +2,13 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from itertools import product
 from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import msgspec
 
+from schemas.errors import Code
 from services.core.errors import InvalidRequest
 
 T = TypeVar("T")
@@ -15,6 +17,7 @@ MODEL_CHARACTERS: Final = 256
 LABEL_CHARACTERS: Final = 256
 
 ModelName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MODEL_CHARACTERS)]
+_Nothing: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=0)]
 Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
 
 _AT: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
@@ -46,6 +49,17 @@ def read_request(decoder: "msgspec.json.Decoder[T]", body: bytes) -> T:
         raise InvalidRequest("the body is nested too deeply") from None
 
 
+def request_decoder(body: type[T]) -> "msgspec.json.Decoder[T]":
+    """Of requests whose `model` is a member of that name alone: a server that ignores case would
+    serve what `Model` says, and `model` would be billed."""
+    spellings = map("".join, product(*((letter, letter.upper()) for letter in "model")))
+    others = {f"other_{n}": name for n, name in enumerate(spellings) if name != "model"}
+    fields = [(field, _Nothing, "") for field in others]
+    return msgspec.json.Decoder(
+        msgspec.defstruct(body.__name__, fields, bases=(body,), rename=others)
+    )
+
+
 def need_items(raw: msgspec.Raw, field: str) -> bytes:
     """The JSON text of an array with at least one item. Raises `InvalidRequest`."""
     text = bytes(raw).strip()
@@ -64,6 +78,25 @@ def need_text_or_array(raw: msgspec.Raw, field: str) -> bytes:
     if text == b'""':
         raise InvalidRequest(f"{field}: expected a string of length >= 1", param=field)
     return text
+
+
+def models_of(choices: object) -> list[object]:
+    """The models in a list of names, or of objects with a `model`."""
+    if type(choices) is not list:
+        return []
+    return [each.get("model") if type(each) is dict else each for each in choices]
+
+
+def need_one_model(field: str, model: str, others: Iterable[object]) -> None:
+    """A request is allowed and billed by one model. Raises `InvalidRequest` when `field` names
+    another that the upstream would call as well, or instead."""
+    for other in others:
+        if type(other) is str and other != model:
+            raise InvalidRequest(
+                f"{field}: {other[:MODEL_CHARACTERS]!r} is not the model asked for",
+                param=field,
+                code=Code.UNSUPPORTED_FEATURE,
+            )
 
 
 def label(*values: object) -> str:
@@ -140,6 +173,8 @@ def _wrong_field(message: str) -> InvalidRequest:
     if missing:
         path = f"{path}.{missing[1]}" if path else missing[1]
         return InvalidRequest(f"{path}: field required", param=path)
+    if path != "model" and path.lower() == "model":
+        return InvalidRequest(f"{path}: the name of this member is `model`", param=path)
     what = what.replace("`", "")
     if not path:
         return InvalidRequest("the body must be a JSON object")

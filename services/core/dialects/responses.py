@@ -19,6 +19,7 @@ from services.core.dialects.reading import (
     label,
     need_text_or_array,
     read_request,
+    request_decoder,
     text_of,
 )
 from services.core.dialects.responses_stream import (
@@ -79,7 +80,7 @@ class _Body(msgspec.Struct):
     prompt: msgspec.Raw = _NULL
 
 
-_decoder: Final = msgspec.json.Decoder(_Body)
+_decoder: Final = request_decoder(_Body)
 _items_decoder: Final = msgspec.json.Decoder(list[_Item])
 
 
@@ -104,7 +105,8 @@ class Responses(openai.OpenAI):
                 read.prompt_cache_options, read.prompt_cache_retention
             ),
             server_tools=_runs_on_server(read.tools) or _adds_server_tools(content),
-            stored_input=any(
+            stored_input=content.rfind(b'"item_reference"') >= 0
+            or any(
                 bytes(each).strip() != b"null"
                 for each in (read.previous_response_id, read.conversation, read.prompt)
             ),

@@ -131,7 +131,7 @@ class TextResource:
             channels=[channel.name for channel in x.channels or channels],
             priced_as=x.price.model,
             multiplier_ppm=x.view.prices.book.multipliers_ppm[x.key.group],
-            shape=x.parsed.shape,
+            shape=worker.holds.shape(x),
             max_output_tokens=x.parsed.max_output_tokens,
             n=x.parsed.n,
             tier=x.parsed.tier,
