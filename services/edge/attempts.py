@@ -28,7 +28,8 @@ from services.edge.upstream import (
     UpstreamPool,
 )
 
-FAILOVER_4XX: Final = frozenset({401, 403, 404, 408, 429})
+OURS_4XX: Final = frozenset({401, 402, 403})  # our credential, our balance
+FAILOVER_4XX: Final = OURS_4XX | {404, 408, 429}
 ERROR_BODY_MAX_BYTES: Final = 1024 * 1024
 ERROR_BODY_S: Final = 10.0
 
@@ -250,20 +251,22 @@ class Upstreams:
         )
 
     def _refused(self, health: str, call: Call) -> Failure:
-        """What a non-2xx answer becomes. The upstream's 401 and 403 concern our credential and
-        never reach the client; a redirect is not followed."""
+        """What a non-2xx answer becomes. The upstream's 401, 402 and 403 concern our account there
+        and never reach the client; a redirect is not followed."""
         try:
             body = call.read_all(ERROR_BODY_MAX_BYTES, ERROR_BODY_S)
-        except IdleTimeout:
+        except Aborted:
+            raise
+        except (IdleTimeout, UpstreamBroken):
             body = b""  # the status says enough
         if _is_encoded(call):
             body = b""
         retry_after_s = _seconds(call, b"retry-after")
         status = call.status
-        if status in (401, 403):
+        if status in OURS_4XX:
             self._cooldowns.park(health)
             return Failure(Code.NO_CAPACITY, "no available accounts")
-        if status < 400:
+        if not 400 <= status < 600:
             return Failure(Code.UPSTREAM_ERROR, f"the upstream answered {status}")
         if status >= 500 or status == 429:
             self._cooldowns.failed(health, status, retry_after_s)

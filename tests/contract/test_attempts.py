@@ -134,6 +134,51 @@ def test_an_error_whose_body_stalls_is_told_by_its_status(call, status):
     assert failure.ending is Ending.ANSWERED
 
 
+def resets_in_the_body_of(status):
+    """As a server does that has read only the head of a large request."""
+
+    def serve(peer):
+        peer.request()
+        peer.send(b"HTTP/1.1 %d X\r\ncontent-length: 50\r\n\r\nhalf" % status)
+        peer.reset()
+
+    return serve
+
+
+def test_an_error_whose_body_is_cut_is_told_by_its_status(house):
+    """And is the request's fault, not the channel's."""
+    here = house(*[resets_in_the_body_of(413)] * 2)
+    for _ in range(4):
+        with pytest.raises(Failure) as caught:
+            here.call()
+        assert (caught.value.status, caught.value.native) == (413, False)
+    assert [raw.connections for raw in here.raws] == [4, 0]
+    assert here.upstreams.ready(here.channels) == here.channels
+
+
+def has_no_money(peer):
+    peer.request()
+    peer.send(b'HTTP/1.1 402 X\r\ncontent-length: 32\r\n\r\n{"error":"Insufficient Balance"}')
+    peer.closed_by_client()
+
+
+def test_an_account_of_ours_without_money_is_not_the_clients(house, call):
+    """Another channel answers; what the upstream wrote would read as the client's own bill."""
+    x, _ = call(has_no_money, answers)
+    assert [(each.channel, each.status) for each in x.attempts] == [("c0", 402), ("c1", 200)]
+    here = house(has_no_money)
+    with pytest.raises(Failure) as caught:
+        here.call()
+    assert (caught.value.code, caught.value.native) == (Code.NO_CAPACITY, False)
+    assert here.upstreams.ready(here.channels) == []
+
+
+def test_a_status_that_is_none_of_http_is_a_bad_gateway(call):
+    with pytest.raises(Failure) as caught:
+        call(stalls_in_the_body_of(999))
+    assert (caught.value.code, caught.value.status) == (Code.UPSTREAM_ERROR, 0)
+
+
 def fails_beside_inference(peer):
     head, _ = peer.request()
     status = 500 if b"/count " in head else 200
