@@ -156,6 +156,13 @@ class Call:
         chunks.clear()
         return data
 
+    def peek(self, timeout_s: float) -> bytes:
+        """What the next `read` returns. Raises what it raises."""
+        data = self.read(timeout_s)
+        if data:
+            self._chunks.append(data)
+        return data
+
     def read_all(self, limit: int, deadline_s: float) -> bytes:
         """The whole body, within `deadline_s` seconds from now.
 

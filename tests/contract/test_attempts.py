@@ -3,6 +3,7 @@
 import time
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
 from schemas.config import Edge
@@ -14,6 +15,7 @@ from services.core.outcomes import Ending
 from services.edge import attempts
 from services.edge.attempts import Failure, Upstreams
 from services.edge.exchange import Exchange
+from services.edge.resources.text import TextResource
 from services.edge.upstream import Target, UpstreamPool
 from tests.parts.raw_upstream import RawUpstream
 
@@ -177,6 +179,43 @@ def test_a_status_that_is_none_of_http_is_a_bad_gateway(call):
     with pytest.raises(Failure) as caught:
         call(stalls_in_the_body_of(999))
     assert (caught.value.code, caught.value.status) == (Code.UPSTREAM_ERROR, 0)
+
+
+def says_as(head, body):
+    def serve(peer):
+        peer.request()
+        peer.send(b"HTTP/1.1 200 OK\r\n%bcontent-length: %d\r\n\r\n" % (head, len(body)) + body)
+        peer.closed_by_client()
+
+    return serve
+
+
+EVENT = b'data: {"id": 1}\n\n'
+
+
+@pytest.mark.parametrize(
+    ("asked", "head", "body", "streams"),
+    [
+        (False, b"content-type: text/event-stream\r\n", EVENT, True),
+        (True, b"content-type: Text/Event-Stream;charset=utf-8\r\n", b"", True),
+        (True, b"content-type: text/plain\r\n", EVENT, True),
+        (True, b"", b"\xef\xbb\xbf\r\n: hello\n\n" + EVENT, True),
+        (True, b"content-type: application/json\r\n", EVENT, False),
+        (True, b"content-type: text/plain\r\n", b'{"data": 1}', False),
+        (True, b"content-type: text/html\r\n", b"<html>", False),
+        (True, b"", b"", False),
+        (False, b"content-type: text/plain\r\n", EVENT, False),
+    ],
+)
+def test_a_stream_is_told_by_its_type_or_its_first_bytes(house, asked, head, body, streams):
+    here = house(says_as(head, body))
+    x = here.exchange()
+    x.parsed = msgspec.structs.replace(x.parsed, stream=asked)
+    worker = SimpleNamespace(clock=SystemClock())
+    call = here.upstreams.call(x, here.channels)
+    assert TextResource(worker, x.dialect)._is_stream(x, call) is streams
+    assert call.read_all(100, 5.0) == body
+    call.release()
 
 
 def fails_beside_inference(peer):

@@ -161,8 +161,9 @@ def test_output_bytes_are_the_strings_alone():
     ],
 )
 def test_an_error_chunk(error, expected):
-    scan = scanned(chat_chunk({"content": "x"}), chat_chunk(reason="error", error=error))
-    assert scan.error == expected
+    for reason in (None, "error"):
+        scan = scanned(chat_chunk({"content": "x"}), chat_chunk(reason=reason, error=error))
+        assert scan.error == expected
     assert scan.render_error(Code.UPSTREAM_STREAM_ERROR, "x") == CHAT_DONE
     scan.feed(CHAT_DONE)
     assert scan.render_error(Code.UPSTREAM_STREAM_ERROR, "x") == b""
@@ -288,6 +289,10 @@ def test_content_and_end(choices, content, finished):
 )
 def test_a_body_that_is_no_answer(body, error):
     assert C.parse_response(body).error == error
+
+
+def test_a_byte_order_mark_is_no_error():
+    assert C.parse_response(b"\xef\xbb\xbf" + answer()).error is None
 
 
 def test_a_null_error_is_none():

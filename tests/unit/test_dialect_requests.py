@@ -305,7 +305,7 @@ def test_other_server_work():
     assert parse("anthropic", mcp_servers=[{"url": "https://x"}]).shape.server_tools
     assert not parse("anthropic", mcp_servers=[], tools=None).shape.server_tools
     assert parse("chat", web_search_options={}).shape.server_tools
-    for kind in ("web_search", "file_search", "code_interpreter", "mcp", "image_generation"):
+    for kind in ("web_search", "file_search", "code_interpreter", "mcp"):
         assert parse("responses", tools=[{"type": kind}]).shape.server_tools
         item = {"type": "additional_tools", "tools": [{"type": "custom"}, {"type": kind}]}
         assert parse("responses", input=[item]).shape.server_tools
@@ -340,6 +340,14 @@ def test_a_model_in_another_spelling_cannot_be_served_unbilled(name, spelling):
         refused = refusal(name, body[:-1] + b',"%b":%b}' % (spelling.encode(), odd))
         assert "the name of this member is `model`" in refused.message
     assert parse(name, model_="x", Models="x").model == MINIMAL[name]["model"]
+
+
+def test_pictures_beside_an_answer_have_no_price():
+    tools = [{"type": "function"}, {"type": "image_generation"}]
+    added = [{"type": "additional_tools", "tools": tools}]
+    for fields in ({"tools": tools}, {"input": added}):
+        refused = refusal("responses", MINIMAL["responses"] | fields)
+        assert (refused.code, refused.param) == (Code.UNSUPPORTED_FEATURE, "tools")
 
 
 @pytest.mark.parametrize(

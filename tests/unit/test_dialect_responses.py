@@ -207,7 +207,7 @@ def test_searches_are_counted_once():
 
 
 def test_a_giant_last_event_is_read():
-    picture = {"type": "image_generation_call", "result": "x" * (3 << 20)}
+    picture = {"type": "image_generation_call", "result": "x" * (20 << 20)}
     last = response("completed", output=[picture], usage=RESPONSES_USAGE)
     stream = CREATED + named("response.completed", response=last)
     scan = scanned(*[stream[at : at + 65_536] for at in range(0, len(stream), 65_536)])

@@ -124,12 +124,14 @@ class ChatScan:
         return b"" if self.at_boundary else self._events.closing()
 
     def _is_plain(self, text: bytes) -> bool:
-        """Every event is a chunk without finish reason and without usage: nothing to read."""
+        """Every event is a chunk without finish reason, usage and error: nothing to read."""
         if not (self.has_content and self._one_choice):
             return False
         # bytes.rfind takes half the time of `in`.
-        return text.rfind(b"prompt_tokens") < 0 and (
-            text.count(self._null_reason) == text.count(b"data:")
+        return (
+            text.rfind(b"prompt_tokens") < 0
+            and text.rfind(b'"error"') < 0
+            and text.count(self._null_reason) == text.count(b"data:")
         )
 
     def _look(self, text: bytes) -> None:

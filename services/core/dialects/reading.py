@@ -112,14 +112,15 @@ def first_header(headers: Mapping[str, str], *names: str) -> str:
 
 
 def json_value(text: bytes) -> Any:
-    """The JSON value in `text`, read as leniently as Python's own reader: NaN, and strings with
-    half a surrogate pair or bytes that are no UTF-8, which become replacement characters.
+    """The JSON value in `text`, read as leniently as clients do: a byte order mark, NaN, and
+    strings with half a surrogate pair or bytes that are no UTF-8, which become replacement
+    characters.
 
     Raises ValueError when it is none."""
     try:
         return msgspec.json.decode(text)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return json.loads(_without_half_pairs(text).decode(errors="replace"))
+        return json.loads(_without_half_pairs(text).decode("utf-8-sig", "replace"))
     except RecursionError:
         raise ValueError("nested too deeply") from None
 

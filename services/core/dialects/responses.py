@@ -97,6 +97,14 @@ class Responses(openai.OpenAI):
             raise InvalidRequest(
                 "background: is not supported", param="background", code=Code.UNSUPPORTED_FEATURE
             )
+        tools = (read.tools or []) + _added_tools(content)
+        if any(tool.type == "image_generation" for tool in tools):
+            # The vendor charges pictures beside the usage, at prices of other models.
+            raise InvalidRequest(
+                "tools: image_generation has no price here; use POST /v1/images/generations",
+                param="tools",
+                code=Code.UNSUPPORTED_FEATURE,
+            )
         shape = body_shape(
             body,
             content,
@@ -104,7 +112,7 @@ class Responses(openai.OpenAI):
             cache_write_1h=openai.keeps_cache_long(
                 read.prompt_cache_options, read.prompt_cache_retention
             ),
-            server_tools=_runs_on_server(read.tools) or _adds_server_tools(content),
+            server_tools=any(tool.type not in _CLIENT_TOOLS for tool in tools),
             stored_input=content.rfind(b'"item_reference"') >= 0
             or any(
                 bytes(each).strip() != b"null"
@@ -151,16 +159,12 @@ class Responses(openai.OpenAI):
         return ResponsesScan(count_searches=parsed.shape.server_tools)
 
 
-def _runs_on_server(tools: list[_Tool] | None) -> bool:
-    return any(tool.type not in _CLIENT_TOOLS for tool in tools or ())
-
-
-def _adds_server_tools(content: bytes) -> bool:
+def _added_tools(content: bytes) -> list[_Tool]:
     """Codex's newest models carry their tools in an input item instead of `tools`."""
     if b'"additional_tools"' not in content:
-        return False
+        return []
     try:
         items = _items_decoder.decode(content)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return True  # unreadable here: hold the most
-    return any(_runs_on_server(item.tools) for item in items if item.type == "additional_tools")
+        return [_Tool("unreadable")]  # hold the most
+    return [tool for item in items if item.type == "additional_tools" for tool in item.tools or ()]

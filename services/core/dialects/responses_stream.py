@@ -15,7 +15,7 @@ from services.core.ids import uuid7_hex
 from services.core.tiers import told_tier
 
 # `response.completed` repeats the whole answer, pictures included.
-_MAX_EVENT_BYTES: Final = 16 << 20
+_MAX_EVENT_BYTES: Final = 64 << 20
 _SEQUENCE: Final = re.compile(rb'"sequence_number":\s*(\d{1,18})')
 _OUTPUT: Final = strings_under("delta")
 _ENDS: Final = {"completed", "incomplete"}

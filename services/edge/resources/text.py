@@ -1,5 +1,6 @@
 """`POST /v1/messages`, `/v1/chat/completions`, `/v1/responses`: admit, call, relay, account."""
 
+import re
 from typing import Final
 from urllib.parse import parse_qsl
 
@@ -36,6 +37,7 @@ log = telemetry.get_logger()
 
 ANSWER_MAX_BYTES: Final = 256 * 1024 * 1024
 SSE: Final = "text/event-stream"
+_EVENTS: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*(?:event|data|id|retry)?:")
 
 # Error types that vendors put into bodies and first events, as the status they stand for.
 _STATUS_OF_ERROR: Final = {
@@ -179,8 +181,7 @@ class TextResource:
         channel = x.channel
         streaming = False
         try:
-            content_type = _header(call, b"content-type")
-            if content_type.startswith(SSE):
+            if self._is_stream(x, call):
                 streaming = self._stream(x, resp, call)
             else:
                 self._whole(x, resp, call)
@@ -197,6 +198,22 @@ class TextResource:
             if not streaming:
                 call.release()
                 self._worker.upstreams.done(channel)
+
+    def _is_stream(self, x: Exchange, call: Call) -> bool:
+        """Clients read events whatever the type says that they asked for: its first bytes tell."""
+        assert x.parsed is not None
+        kind = _header(call, b"content-type").lower()
+        if kind.startswith(SSE):
+            return True
+        if not x.parsed.stream or "json" in kind:
+            return False
+        return _EVENTS.match(call.peek(self._first_byte_s(x))) is not None
+
+    def _first_byte_s(self, x: Exchange) -> float:
+        """How long its first byte may still take."""
+        assert x.channel is not None
+        passed_s = self._worker.clock.monotonic_s() - x.started_s
+        return max(x.channel.first_byte_timeout_s - passed_s, 1.0)
 
     def _whole(self, x: Exchange, resp: falcon.Response, call: Call) -> None:
         """A JSON answer: read whole, judged, recorded, then sent."""
@@ -219,10 +236,7 @@ class TextResource:
         stream's first event is answered with a status instead."""
         worker = self._worker
         assert x.parsed is not None
-        assert x.channel is not None
-        channel = x.channel
-        left_s = channel.first_byte_timeout_s - (worker.clock.monotonic_s() - x.started_s)
-        first = call.read(max(left_s, 1.0))
+        first = call.read(self._first_byte_s(x))
         x.ttfb_s = worker.clock.monotonic_s() - x.started_s
         if b"error" in first or b"failed" in first:  # else no need to read it twice
             probe = x.dialect.scan(x.parsed)
