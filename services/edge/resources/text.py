@@ -259,6 +259,7 @@ class TextResource:
             on_done=lambda: worker.finished(x),
         )
         resp.status = call.status
+        resp.content_type = SSE  # unless the upstream says
         self._relay_headers(resp, call.headers)
         resp.set_header("cache-control", "no-cache")
         resp.set_header("x-accel-buffering", "no")
