@@ -7,9 +7,12 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
+import msgspec
+
 MAX_EVENT_BYTES: Final = 1 << 20
 
 _EVENT_END: Final = re.compile(rb"\n\r?\n|\r\r")
+_reader: Final = msgspec.json.Decoder(msgspec.Raw)
 
 
 class EventSplitter:
@@ -72,6 +75,16 @@ class EventSplitter:
             return b"\n\n"
         line_end = b"" if self._edge.endswith((b"\n", b"\r")) else b"\n"
         return line_end + b"event: " + name.encode() + b"\n\n"
+
+    @property
+    def lacks_end(self) -> bool:
+        """What is held is a whole event but for its blank line."""
+        data = payload(lf_only(b"".join(self._pieces)))
+        try:
+            _reader.decode(data)
+        except (msgspec.DecodeError, RecursionError):
+            return data == b"[DONE]"
+        return True
 
     def rest(self) -> bytes:
         """At the end of the stream: the unfinished event's bytes, no longer held here."""

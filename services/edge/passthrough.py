@@ -148,6 +148,8 @@ class StreamRelay:
         if self._x.watch is not None and self._x.watch.gone:
             self.close()
             raise StopIteration
+        if not cut and self._scan.lacks_end:
+            return self._relay(b"\n\n")
         out = self._scan.close()
         if self._x.cut:
             return out + self._failed(Code.INVALID_API_KEY, self._x.cut, Ending.REVOKED)

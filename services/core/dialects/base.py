@@ -113,6 +113,10 @@ class StreamScan(Protocol):
         """No event is half relayed, so that an event may be put in."""
 
     @property
+    def lacks_end(self) -> bool:
+        """The stream stands at the end of an event, but for its blank line."""
+
+    @property
     def model(self) -> str: ...
 
     @property

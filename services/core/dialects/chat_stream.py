@@ -66,6 +66,10 @@ class ChatScan:
             return not (self._events.skipping or self._closed_open)
         return self._events.at_boundary
 
+    @property
+    def lacks_end(self) -> bool:
+        return self._events.lacks_end
+
     def feed(self, data: bytes) -> bytes:
         whole = self._events.push(data)
         if whole:

@@ -80,6 +80,10 @@ class ResponsesScan:
     def at_boundary(self) -> bool:
         return self._events.at_boundary
 
+    @property
+    def lacks_end(self) -> bool:
+        return self._events.lacks_end
+
     def feed(self, data: bytes) -> bytes:
         whole = self._events.push(data)
         if whole:
