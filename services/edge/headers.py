@@ -52,7 +52,14 @@ _NOT_DOWNSTREAM: Final = HOP_BY_HOP | {
     "x-estimated-credits",
     "x-tollgate-request-id",
 }
-_NOT_DOWNSTREAM_PREFIXES: Final = ("anthropic-ratelimit-unified-", "x-amz-", "access-control-")
+_NOT_DOWNSTREAM_PREFIXES: Final = (
+    "anthropic-ratelimit-unified-",
+    "x-codex-primary-",
+    "x-codex-secondary-",
+    "x-codex-credits-",
+    "x-amz-",
+    "access-control-",
+)
 
 
 def client_headers(environ: Mapping[str, Any]) -> dict[str, str]:
@@ -78,8 +85,7 @@ def upstream_lines(
     if name := headers.get("idempotency-key"):
         ours = hashlib.sha256(f"{account_id} {name}".encode()).hexdigest()
         headers = {**headers, "idempotency-key": ours}
-    connection = headers.get("connection", "").lower()
-    named = connection.replace(" ", "").split(",") if "," in connection else (connection,)
+    named = _named(headers.get("connection", ""))
     lines = [
         f"{name}: {value}\r\n"
         for name, value in headers.items()
@@ -96,13 +102,21 @@ def upstream_lines(
 
 def downstream(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
     """The upstream's response headers that the client gets, repeated ones kept."""
-    out = []
+    out: list[tuple[str, str]] = []
+    named: tuple[str, ...] = ()
     for raw_name, raw_value in headers:
         name = raw_name.decode("latin-1")
+        if name == "connection":
+            named += _named(raw_value.decode("latin-1"))
         if name in _NOT_DOWNSTREAM or name.startswith(_NOT_DOWNSTREAM_PREFIXES):
             continue
         out.append((name, raw_value.decode("latin-1")))
-    return out
+    return [header for header in out if header[0] not in named] if named else out
+
+
+def _named(connection: str) -> tuple[str, ...]:
+    """The headers that a `connection` header makes those of one hop."""
+    return tuple(connection.lower().replace(" ", "").split(",")) if connection else ()
 
 
 def usd(nano: int) -> str:

@@ -72,6 +72,9 @@ def test_downstream_drops_framing_and_names_that_are_ours():
         (b"openai-model", b"other"),
         (b"anthropic-ratelimit-unified-status", b"x"),
         (b"anthropic-ratelimit-requests-limit", b"7"),
+        (b"x-one-hop", b"1"),
+        (b"connection", b"Keep-Alive, X-One-Hop"),
+        (b"x-codex-primary-used-percent", b"99"),
     ]
     assert downstream(upstream) == [
         ("content-type", "application/json"),
