@@ -175,7 +175,6 @@ class Upstreams:
         assert x.view is not None
         assert x.parsed is not None
         assert x.price is not None
-        health = channel.name + path
         x.channel = channel
         x.upstream_model = upstream_name(channel, x.price, x.parsed.model)
         x.upstream_status = 0
@@ -184,6 +183,30 @@ class Upstreams:
         started_s = self._clock.monotonic_s()
         self._in_flight[channel.name] = self._in_flight.get(channel.name, 0) + 1
         call: Call | None = None
+        try:
+            call = self._answered(x, attempt, channel, path, first_byte_timeout_s)
+            return call
+        except (Failure, ClientGone) as ex:
+            attempt.code = ex.code if isinstance(ex, Failure) else Code.CLIENT_GONE
+            raise
+        finally:
+            attempt.total_ms = round((self._clock.monotonic_s() - started_s) * 1000)
+            if call is None:
+                self.done(channel)
+
+    def _answered(
+        self,
+        x: Exchange,
+        attempt: Attempt,
+        channel: Channel,
+        path: str,
+        first_byte_timeout_s: float | None,
+    ) -> Call:
+        """The call with the head of its 2xx answer. Raises Failure, ClientGone; then the call is
+        released."""
+        health = channel.name + path
+        call: Call | None = None
+        answered = False
         try:
             call = self._send(x, channel, path, first_byte_timeout_s)
             attempt.status = x.upstream_status = call.status
@@ -194,6 +217,7 @@ class Upstreams:
                 self._cooldowns.failed(health, 502, None)
                 raise Failure(Code.UPSTREAM_ERROR, "the upstream sent a coding nobody asked for")
             self._cooldowns.ok(health)
+            answered = True
             return call
         except Aborted as ex:
             raise cut_short(x) from ex
@@ -208,15 +232,9 @@ class Upstreams:
             self._gone(x)
             self._cooldowns.failed(health, 502, None)
             raise Failure(Code.UPSTREAM_ERROR, "the upstream closed the connection") from ex
-        except Failure as ex:
-            attempt.code = ex.code
-            raise
         finally:
-            attempt.total_ms = round((self._clock.monotonic_s() - started_s) * 1000)
-            if call is None or attempt.code or not 200 <= call.status < 300:
-                self.done(channel)
-                if call is not None:
-                    call.release()
+            if call is not None and not answered:
+                call.release()
 
     @staticmethod
     def _gone(x: Exchange) -> None:

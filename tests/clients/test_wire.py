@@ -112,6 +112,7 @@ def test_probes_of_the_root(stack):
         reply = request(stack.port, method, "/")
         assert reply.status == 200
     assert request(stack.port, "HEAD", "/anthropic").status == 200
+    assert request(stack.port, "HEAD", "/readyz").status == 200
 
 
 def test_the_list_of_models_has_the_callers_shape(stack):

@@ -102,6 +102,29 @@ def test_another_channel_takes_over_from_an_error_whose_body_stalls(call):
     assert [(each.channel, each.status) for each in x.attempts] == [("c0", 500), ("c1", 200)]
 
 
+def hangs_up(peer):
+    peer.request()
+
+
+def says_nothing(peer):
+    peer.request()
+    peer.closed_by_client()
+
+
+def test_a_call_that_failed_without_an_answer_says_why(house):
+    here = house(hangs_up, answers)
+    why = [(0, Code.UPSTREAM_ERROR), (200, "")]
+    assert [(each.status, each.code) for each in here.call()[0].attempts] == why
+    here.raws.pop(0).stop()  # now nobody listens there
+    assert [(each.status, each.code) for each in here.call()[0].attempts] == why
+    silent = house(says_nothing)
+    x = silent.exchange()
+    with pytest.raises(Failure):
+        silent.upstreams.call(x, silent.channels, "", 0.2)
+    assert [(each.status, each.code) for each in x.attempts] == [(0, Code.TIMEOUT)]
+    assert silent.upstreams._in_flight == {"c0": 0}
+
+
 def compresses_a(status):
     def serve(peer):
         peer.request()

@@ -133,6 +133,22 @@ def test_the_errors_are_those_of_the_program():
     }
 
 
+def test_the_management_calls_are_those_of_the_program():
+    told = {
+        (path, method)
+        for methods, paths, _ in cells(PAGES["docs/accounts.md"], "methods")
+        for path in re.findall(r"`([^`]+)`", paths)
+        for method in methods.split(", ")
+    }
+    assert told == {
+        (route.path, each.method)
+        for route in ROUTES
+        if route.path.startswith("/api/v1/") and "me" not in route.path.split("/")
+        for each in route.methods
+        if not each.internal and each.method != "PATCH" and route.path != "/api/v1/usage"
+    }
+
+
 def test_submissions_parameters_and_faults_are_those_of_the_program():
     text = PAGES["docs/media.md"]
     told = {kind: tuple(names(row)) for kind, row in cells(text, "kind")}

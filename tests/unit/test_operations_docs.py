@@ -64,5 +64,4 @@ def test_rules_are_complete():
     for rule in rules:
         assert rule["severity"] in ("page", "warn")
         assert re.fullmatch(r"\d+[mh]", rule["for"])
-        if "runbook" in rule:
-            assert rule["runbook"].strip('"') in anchors, rule
+        assert rule["runbook"].strip('"') in anchors, rule

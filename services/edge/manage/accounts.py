@@ -41,6 +41,12 @@ class _Accounts(Managed):
     def _shown(self, account: Account) -> dict[str, Any]:
         return account_body(account, self._sql(self._worker.accounts.balance, account.id))
 
+    def _set(self, account_id: str, actor: str, fields: dict[str, Any]) -> Account:
+        found = self._account(account_id)
+        if fields:
+            found = self._sql(self._desk.catalog.update_account, account_id, actor=actor, **fields)
+        return found
+
 
 class AccountsResource(_Accounts):
     """`GET` and `POST /api/v1/accounts`."""
@@ -89,14 +95,8 @@ class AccountResource(_Accounts):
 
     on_patch = on_put
 
-    def _set(self, account_id: str, actor: str, fields: dict[str, Any]) -> Account:
-        found = self._account(account_id)
-        if fields:
-            found = self._sql(self._desk.catalog.update_account, account_id, actor=actor, **fields)
-        return found
 
-
-class AccountStatusResource(AccountResource):
+class AccountStatusResource(_Accounts):
     """`POST /api/v1/accounts/{id}/pause` and `/resume`."""
 
     def on_post(self, req: falcon.Request, resp: falcon.Response, account_id: str) -> None:

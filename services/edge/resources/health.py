@@ -55,6 +55,8 @@ class ReadyResource:
         resp.content_type = "application/json"
         resp.set_headers(_nothing_spent())
 
+    on_head = on_get
+
 
 class MetricsResource:
     """Prometheus text of every process on this host; for callers on this machine only, unless a
