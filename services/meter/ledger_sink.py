@@ -17,7 +17,7 @@ from services.backends.lifecycle import crash_point
 from services.backends.observations import Observations
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.engine import DatabaseUnavailable, write
-from services.backends.sql.ledger import LedgerStore
+from services.backends.sql.ledger import LedgerStore, RebuildUnfinished
 from services.backends.telemetry import get_logger, metric
 from services.meter.booking import Booking, Outcome, Refused
 from services.meter.consumer import Halt, NotOwner, Position, TryLater
@@ -69,6 +69,8 @@ class LedgerSink:
             at = self._store.claim(self._topic, partition)
         except DatabaseUnavailable as ex:
             raise TryLater(str(ex)) from ex
+        except RebuildUnfinished as ex:
+            raise Halt(str(ex)) from ex
         self._owned[partition] = _Owned(at.owner_epoch, at.next_offset)
         return Position(at.next_offset, at.last_event_id)
 

@@ -18,7 +18,7 @@ from services.backends.sql import spare_books
 from services.backends.sql.books_audit import BooksAudit
 from services.backends.sql.budgets import Charge, LeaseEnd
 from services.backends.sql.dead_events import REPLAYED, DeadEvent, DeadEvents
-from services.backends.sql.engine import write
+from services.backends.sql.engine import read, write
 from services.backends.sql.ledger import LedgerStore
 from services.meter.booking import Booking, Outcome, Refused
 from services.meter.dead import Poison, Reason
@@ -68,7 +68,7 @@ def ends_of(bus: Bus, live: Engine, topic: str = TOPIC) -> dict[int, tuple[int, 
     trimmed = [partition for partition, (first, _) in bounds.items() if first > 0]
     if trimmed:
         raise CannotRebuild(f"the log has lost its beginning in partitions {trimmed}")
-    if spare_books.ledger_is_empty(live):
+    if spare_books.ledger_is_empty(live) or _is_part_made(live, topic):
         return bounds
     positions = LedgerStore(live).positions(topic)
     return {
@@ -78,9 +78,13 @@ def ends_of(bus: Bus, live: Engine, topic: str = TOPIC) -> dict[int, tuple[int, 
     }
 
 
+def _is_part_made(engine: Engine, topic: str) -> bool:
+    return read(engine, lambda connection: spare_books.is_rebuilding(connection, topic))
+
+
 class LedgerRebuild:
-    """`target` is a migrated database with an empty ledger and the catalog; `reader` reads with
-    that catalog."""
+    """`target` is a migrated database with the catalog and an empty ledger, or one that an
+    interrupted rebuild began; `reader` reads with that catalog."""
 
     def __init__(
         self, bus: Bus, target: Engine, reader: EntryReader, *, topic: str = TOPIC
@@ -99,23 +103,24 @@ class LedgerRebuild:
         ranges: dict[int, tuple[int, int]],
         tell: Callable[[int, int], None] = lambda done, of: None,
     ) -> Rebuilt:
-        """Raises CannotRebuild, BusUnavailable, DatabaseUnavailable; then the ledger is part-made
-        and has to be emptied again."""
-        if not spare_books.ledger_is_empty(self._engine):
-            raise CannotRebuild("the ledger is not empty: a rebuild begins from nothing")
+        """Goes on where an interrupted rebuild ended. Raises CannotRebuild, BusUnavailable,
+        DatabaseUnavailable; then the ledger may be part-made, and no sink posts to it before a
+        rebuild has ended."""
+        if not spare_books.begin_rebuild(self._engine, self._topic):
+            raise CannotRebuild("the ledger or its positions are not empty")
         total = sum(end - first for first, end in ranges.values())
         for partition, (first, end) in sorted(ranges.items()):
             for batch in self._batches(partition, first, end):
                 self._book(partition, batch)
                 tell(self.result.events, total)
+        spare_books.end_rebuild(self._engine, self._topic)
         self.result.unposted_movements = spare_books.unposted_movements(self._engine)
         return self.result
 
     def _batches(self, partition: int, first: int, end: int) -> Iterator[list[Message]]:
-        self._epoch = self._store.claim(self._topic, partition).owner_epoch
-        self._next = self._store.positions(self._topic)[partition].next_offset
-        if self._next != first:
-            raise CannotRebuild(f"partition {partition} stands at offset {self._next} already")
+        claimed = self._store.claim(self._topic, partition, for_rebuild=True)
+        self._epoch, self._next = claimed.owner_epoch, claimed.next_offset
+        first = max(first, self._next)
         if first < end:
             messages = self._bus.read(self._topic, partition, first, end - 1)
             while batch := list(islice(messages, _BATCH)):

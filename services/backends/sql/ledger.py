@@ -23,7 +23,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-from services.backends.sql import fencing
+from services.backends.sql import fencing, spare_books
 from services.backends.sql.bulk import insert_into, insert_new, rows_as_table
 from services.backends.sql.engine import now_us, read, write
 from services.backends.sql.fencing import Position
@@ -85,6 +85,13 @@ class Unbalanced(Exception):
     """The postings of an event do not sum to zero: a programmer's error, nothing was written."""
 
 
+class RebuildUnfinished(Exception):
+    """A rebuild has made a part of the ledger and ended before the rest."""
+
+    def __init__(self) -> None:
+        super().__init__("a rebuild of the ledger has not ended: run `tollgate rebuild ledger`")
+
+
 _APPLIED: Final[dict[str, TypeEngine[Any]]] = {
     "event_id": Text(),
     "body_hash": Text(),
@@ -121,12 +128,16 @@ class LedgerStore:
 
     # -- positions ----------------------------------------------------------------------------
 
-    def claim(self, topic: str, partition: int) -> Position:
-        """Makes the caller the partition's only owner: every older owner's `advance` fails."""
-        return write(
-            self._engine,
-            lambda connection: fencing.claim(connection, ledger_position, topic, partition),
-        )
+    def claim(self, topic: str, partition: int, *, for_rebuild: bool = False) -> Position:
+        """Makes the caller the partition's only owner: every older owner's `advance` fails.
+        Raises RebuildUnfinished, for which only the rebuild itself may claim."""
+
+        def fn(connection: Connection) -> Position:
+            if not for_rebuild and spare_books.is_rebuilding(connection, topic):
+                raise RebuildUnfinished
+            return fencing.claim(connection, ledger_position, topic, partition)
+
+        return write(self._engine, fn)
 
     def positions(self, topic: str) -> dict[int, Position]:
         """Where each partition of `topic` stands."""

@@ -2,7 +2,7 @@
 
 from typing import Any, Final
 
-from sqlalchemy import Connection, Engine, Table, func, insert, select
+from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, func, insert, select
 
 from services.backends.sql.engine import read, write
 from services.backends.sql.tables import (
@@ -11,6 +11,7 @@ from services.backends.sql.tables import (
     applied,
     balance,
     dead_event,
+    ledger_position,
     limit_row,
     member,
     posting,
@@ -46,6 +47,45 @@ def ledger_is_empty(engine: Engine) -> bool:
 def is_untouched(engine: Engine) -> bool:
     """Whether a migrated database holds nothing of anybody. Raises DatabaseUnavailable."""
     return _are_empty(engine, (*LEDGER, *_BESIDE))
+
+
+def begin_rebuild(engine: Engine, topic: str) -> bool:
+    """Notes that a rebuild fills the ledger, unless one was interrupted before: from now on no
+    sink posts to it. False: it holds what no rebuild made."""
+
+    def fn(connection: Connection) -> bool:
+        if is_rebuilding(connection, topic):
+            return True
+        moved = select(ledger_position.c.topic).where(
+            ledger_position.c.topic == topic, ledger_position.c.next_offset > 0
+        )
+        empty = _no_rows(connection, LEDGER) and connection.execute(moved).first() is None
+        if empty:
+            values = {**_mark(topic), "next_offset": 0, "last_event_id": "", "owner_epoch": 0}
+            connection.execute(insert(ledger_position).values(values))
+        return empty
+
+    return write(engine, fn)
+
+
+def end_rebuild(engine: Engine, topic: str) -> None:
+    """The ledger is whole: sinks may post to it."""
+    write(engine, lambda connection: connection.execute(delete(ledger_position).where(*_is(topic))))
+
+
+def is_rebuilding(connection: Connection, topic: str) -> bool:
+    """Whether a rebuild has begun and not ended: the ledger is part-made."""
+    return (
+        connection.execute(select(ledger_position.c.topic).where(*_is(topic))).first() is not None
+    )
+
+
+def _mark(topic: str) -> dict[str, str | int]:
+    return {"topic": f"{topic}#rebuild", "partition": 0}  # no topic of a bus has such a name
+
+
+def _is(topic: str) -> list[ColumnElement[bool]]:
+    return [ledger_position.c[name] == value for name, value in _mark(topic).items()]
 
 
 def copy_beside(source: Engine, target: Engine) -> None:
@@ -97,7 +137,8 @@ def balances(engine: Engine) -> dict[str, tuple[int, int]]:
 
 
 def _are_empty(engine: Engine, tables: tuple[Table, ...]) -> bool:
-    def fn(connection: Connection) -> bool:
-        return all(connection.execute(select(each).limit(1)).first() is None for each in tables)
+    return read(engine, lambda connection: _no_rows(connection, tables))
 
-    return read(engine, fn)
+
+def _no_rows(connection: Connection, tables: tuple[Table, ...]) -> bool:
+    return all(connection.execute(select(each).limit(1)).first() is None for each in tables)
