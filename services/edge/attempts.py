@@ -71,6 +71,10 @@ class Failure(Exception):
         return bool(self.body) and self.status > 0
 
 
+class ToldInAnswer(Failure):
+    """A 2xx answer that holds an error: `status` is what it should have had."""
+
+
 class ClientGone(Exception):
     """The client hung up before its first byte."""
 
@@ -154,6 +158,16 @@ class Upstreams:
                 if not self._fails_over(ex):
                     break
         raise failure or Failure(Code.NO_CAPACITY, "no available accounts")
+
+    def after(self, x: Exchange, ex: ToldInAnswer) -> list[Channel]:
+        """The channels that may still be tried after the last attempt told of an error."""
+        assert x.channel is not None
+        x.attempts[-1].code = ex.code
+        late = self._clock.monotonic_s() - x.started_s >= self._settings.failover_s
+        if late or not self._fails_over(ex):
+            return []
+        rest = x.channels[x.channels.index(x.channel) + 1 :]
+        return rest[: max(self._settings.max_attempts - len(x.attempts), 0)]
 
     @staticmethod
     def _fails_over(ex: Failure) -> bool:

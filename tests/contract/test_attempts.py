@@ -3,6 +3,7 @@
 import time
 from types import SimpleNamespace
 
+import falcon
 import msgspec
 import pytest
 
@@ -239,6 +240,47 @@ def test_a_stream_is_told_by_its_type_or_its_first_bytes(house, asked, head, bod
     assert TextResource(worker, x.dialect)._is_stream(x, call) is streams
     assert call.read_all(100, 5.0) == body
     call.release()
+
+
+JSON = b"content-type: application/json\r\n"
+WHOLE = (
+    b'{"choices":[{"message":{"content":"hi"},"finish_reason":"stop"}],"usage":{"total_tokens":9}}'
+)
+BUSY = b'{"error":{"type":"overloaded_error","message":"busy"}}'
+WRONG = b'{"error":{"type":"invalid_request_error","message":"wrong"}}'
+
+
+@pytest.mark.parametrize(
+    ("told", "statuses", "left"),
+    [
+        ([BUSY, WHOLE], [200, 200], ""),
+        ([BUSY, BUSY, BUSY, WHOLE], [200, 200, 200], "busy"),
+        ([WRONG, WHOLE], [200], "wrong"),
+    ],
+)
+def test_an_error_inside_a_200_is_answered_by_another_channel(house, told, statuses, left):
+    """At most three calls, and only for errors that another channel may not have."""
+    here = house(*[says_as(JSON, body) for body in told])
+    x, resp = here.exchange(), falcon.Response()
+    x.channels, x.requested = here.channels, True
+    judged = []
+
+    def end(x, ending, status, *more):
+        judged.append(x.answer.error)
+        return SimpleNamespace(billed=True)
+
+    worker = SimpleNamespace(
+        clock=SystemClock(), upstreams=here.upstreams, recorder=SimpleNamespace(end=end)
+    )
+    resource = TextResource(worker, x.dialect)
+    if left:
+        with pytest.raises(Failure, match=left):
+            resource._answer(x, resp)
+    else:
+        resource._answer(x, resp)
+        assert (resp.data, judged) == (WHOLE, [None])
+    assert [each.status for each in x.attempts] == statuses
+    assert set(here.upstreams._in_flight.values()) == {0}
 
 
 def fails_beside_inference(peer):

@@ -10,14 +10,14 @@ from schemas.errors import SHAPES, Code
 from services.backends import telemetry
 from services.backends.outbox import DiskFull, OutboxFailed, Sealed
 from services.core.access import check_model
-from services.core.catalog import Key
+from services.core.catalog import Channel, Key
 from services.core.dialects.base import Dialect
 from services.core.errors import Refusal
 from services.core.holds import hold_bound
 from services.core.ids import uuid7_text
 from services.core.outcomes import BYTES_PER_TOKEN, Ending
 from services.core.shortfalls import WindowFull
-from services.edge.attempts import ClientGone, Failure, cut_short
+from services.edge.attempts import ClientGone, Failure, ToldInAnswer, cut_short
 from services.edge.authenticate import authenticate
 from services.edge.body import read_body
 from services.edge.elastic import ElasticHold
@@ -176,7 +176,19 @@ class TextResource:
         sock = x.environ.get("gunicorn.socket")
         if sock is not None:
             x.watch = ClientWatch(sock, x.on_gone)
-        call = self._worker.upstreams.call(x, x.channels)
+        channels = x.channels
+        while True:
+            try:
+                self._ask(x, resp, channels)
+                return
+            except ToldInAnswer as ex:
+                channels = self._worker.upstreams.after(x, ex)
+                if not channels:
+                    raise
+                x.answer = None
+
+    def _ask(self, x: Exchange, resp: falcon.Response, channels: list[Channel]) -> None:
+        call = self._worker.upstreams.call(x, channels)
         assert x.channel is not None
         channel = x.channel
         streaming = False
@@ -313,12 +325,12 @@ class TextResource:
         )
 
 
-def _error_in_answer(error: tuple[str, str]) -> Failure:
+def _error_in_answer(error: tuple[str, str]) -> ToldInAnswer:
     """A 2xx answer that holds an error object: the status that it should have had."""
     kind, message = error
     status = _STATUS_OF_ERROR.get(kind, 502)
     note = upstream_error_note(kind)
-    return Failure(Code.UPSTREAM_ERROR, message, status=status, note=note)
+    return ToldInAnswer(Code.UPSTREAM_ERROR, message, status=status, note=note)
 
 
 def _header(call: Call, name: bytes) -> str:
