@@ -34,9 +34,10 @@ def restore(config: Config, folder: Path) -> dict[str, Any]:
     beginning. Raises CannotRestore."""
     manifest = _checked(folder)
     target = places(config)
-    _require_unused(target)
+    secrets = _secrets(folder, target)
+    _require_unused(target, secrets)
     _require_places(folder, target)
-    made = (target.books, target.log, target.outbox, target.artifacts)
+    made = (target.books, target.log, target.outbox, target.artifacts, *secrets)
     with undone_unless_finished(*filter(None, made)):
         _put_back(folder, target)
     return manifest
@@ -73,9 +74,18 @@ def _checked(folder: Path) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _require_unused(target: Places) -> None:
+def _secrets(folder: Path, target: Places) -> list[Path]:
+    """Where those of the backup come. They are all that a host has of its own whose books, log
+    and artifacts are in servers."""
+    kept = folder / FILES
+    return [target.data_dir / path.relative_to(kept) for path in kept.rglob("*") if path.is_file()]
+
+
+def _require_unused(target: Places, secrets: list[Path]) -> None:
     found = [
-        path for path in (target.books, target.log, target.analytics) if path and path.exists()
+        path
+        for path in (target.books, target.log, target.analytics, *secrets)
+        if path and path.exists()
     ]
     for folder in (target.outbox, target.artifacts):
         if folder is not None and folder.is_dir() and any(folder.iterdir()):

@@ -16,6 +16,7 @@ from services.backends.sql.dead_events import (
 from services.cli.bootstrap import open_database
 from services.cli.context import Cli, Group, iso, table
 from services.core.money import exact_usd
+from services.core.texts import one_line
 from services.meter import relay_dead
 from services.meter.bootstrap import entry_reader, open_bus
 from services.meter.dead import Reason
@@ -67,7 +68,8 @@ def show(cli: Cli, number: str) -> None:
         row = _shown_unsent(_one_unsent(cli, engine, number))
     else:
         row = _shown(DeadEvents(engine).get(_number(number)))
-    cli.show(row, "\n".join(f"{name:<11} {value}" for name, value in row.items()))
+    lines = [f"{name:<11} {one_line(str(value))}" for name, value in row.items()]
+    cli.show(row, "\n".join(lines))
 
 
 @dead.command("replay")

@@ -202,9 +202,10 @@ def test_all_dead_events_are_all_however_many(tmp_path):
     made.text("migrate")
     engine = open_engine(f"sqlite:///{tmp_path}/tollgate.db", tmp_path)
     row = {"topic": "t", "partition": 0, "event_id": "e", "account_id": "a", "detail": ""}
-    row |= {"reason": "unknown_account", "body": b"", "state": "dead", "dead_at": 1}
+    row |= {"reason": "unknown_account", "body": b"\xc2\x9b2J", "state": "dead", "dead_at": 1}
     rows = [{**row, "offset": at} for at in range(10_002)]
     write(engine, lambda connection: connection.execute(insert(dead_event), rows))
+    assert "\x9b" not in made.text("dead", "show", "1")
     dismissed = []
     with patch.object(DeadRepair, "dismiss", lambda self, number, note: dismissed.append(number)):
         assert len(made.json("dead", "dismiss", "--all")) == len(dismissed) == 10_002

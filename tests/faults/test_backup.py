@@ -118,9 +118,16 @@ def test_what_cannot_be_backed_up_or_restored(plant, tmp_path):
     back_up(plant.config, good)
     with pytest.raises(CannotRestore, match="exists"):
         restore(plant.config, good)
-    (good / "files" / "secret.key").write_text("another")
     config = _elsewhere(plant, tmp_path / "new")
     config.clickhouse.dsn = "chdb:///clickhouse"
+    secret = tmp_path / "new" / "secret.key"
+    secret.parent.mkdir()
+    secret.write_text("of a host that keeps nothing else")
+    with pytest.raises(CannotRestore, match=r"secret\.key exists"):
+        restore(config, good)
+    assert secret.read_text() == "of a host that keeps nothing else"
+    secret.unlink()
+    (good / "files" / "secret.key").write_text("another")
     with pytest.raises(CannotRestore, match="not what was backed up"):
         restore(config, good)
     assert not (tmp_path / "new" / "tollgate.db").exists()
