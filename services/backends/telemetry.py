@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import logging
+import math
 import os
 import re
 import sys
@@ -140,7 +141,9 @@ def _clean(name: str, value: Any) -> Any:
         return {key: _clean(str(key), item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_clean("", item) for item in value]
-    if value is None or isinstance(value, bool | int | float):
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float) and math.isfinite(value):  # JSON has no other numbers
         return value
     return _bounded(redacted(str(value)))
 

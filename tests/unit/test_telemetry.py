@@ -46,13 +46,12 @@ log.debug("not shown")
         assert secret not in err
 
 
-def test_a_log_line_is_bounded_and_keeps_both_ends(tmp_path):
-    _, err = run(
-        tmp_path, "log.error('broke', error='why ' + 'x' * 10**6 + ' end', b=b'y' * 10**6)"
-    )
+def test_a_log_line_is_bounded_json_and_keeps_both_ends(tmp_path):
+    code = "log.error('broke', error='why ' + 'x' * 10**6 + ' end', b=b'y' * 10**6, n=float('inf'))"
+    _, err = run(tmp_path, code)
     assert len(err) < 40_000
-    told = json.loads(err)["error"]
-    assert (told[:4], told[-4:]) == ("why ", " end")
+    told = json.loads(err, parse_constant=pytest.fail)
+    assert (told["error"][:4], told["error"][-4:], told["n"]) == ("why ", " end", "inf")
 
 
 def test_a_file_that_another_process_removes_keeps_none_from_starting(tmp_path):
