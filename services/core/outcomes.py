@@ -80,12 +80,14 @@ def judge(
     relayed: bool,
     text_bytes: int,
     cache_share_ppm: int = 0,
+    wants_output: bool = True,
 ) -> Verdict:
     """The verdict on one request.
 
     `status` is the upstream's (0: none), `answer` None when no body of a 2xx was read, `relayed`
     whether a byte of the body went to the client. `text_bytes` and `cache_share_ppm` (the part of
-    the session's last input that came from the cache) feed the estimate."""
+    the session's last input that came from the cache) feed the estimate. Without `wants_output`
+    (a request that only fills the prompt cache) an answer without any is what was ordered."""
     stage = Stage.STREAM if relayed else Stage.UPSTREAM
     if ending is Ending.GATEWAY:
         return _free(Code.INTERNAL_ERROR, Stage.GATEWAY)
@@ -105,7 +107,7 @@ def judge(
         return _billed(Outcome.BUDGET_CUT, answer, text_bytes, cache_share_ppm)
     if answer is None or not _is_whole(answer, ending):
         return _free(Code.TIMEOUT if ending is Ending.TIMEOUT else Code.UPSTREAM_TRUNCATED, stage)
-    if _is_empty(answer):
+    if wants_output and _is_empty(answer):
         return _free(Code.UPSTREAM_EMPTY, stage)
     return _billed(Outcome.COMPLETED, answer, text_bytes, cache_share_ppm)
 
@@ -143,7 +145,7 @@ def _billed(outcome: Outcome, answer: Answer, text_bytes: int, cache_share_ppm: 
     request has input, and what was sent was made."""
     told = answer.usage or {}
     input_told = any(told.get(name) for name in INPUT)
-    output_told = answer.output_told and bool(told.get("output"))
+    output_told = answer.output_told and (bool(told.get("output")) or not answer.output_bytes)
     if input_told and output_told:
         return Verdict(outcome=outcome, usage=told)
     usage = dict(told)

@@ -136,6 +136,7 @@ class Recorder:
             relayed=x.relayed,
             text_bytes=x.parsed.shape.text_bytes,
             cache_share_ppm=self._shares.get(_session(x), 0),
+            wants_output=x.parsed.max_output_tokens != 0,
         )
         if verdict.billed and not verdict.estimated:
             self._learn_share(_session(x), verdict.usage)

@@ -78,8 +78,7 @@ def test_minimal_bodies(name):
         ("anthropic", {"messages": "hi"}, "messages", "expected array, got str"),
         ("anthropic", {"messages": []}, "messages", "at least one item"),
         ("anthropic", {"max_tokens": ...}, "max_tokens", "field required"),
-        ("anthropic", {"max_tokens": 0}, "max_tokens", ">= 1"),
-        ("anthropic", {"max_tokens": -5}, "max_tokens", ">= 1"),
+        ("anthropic", {"max_tokens": -5}, "max_tokens", ">= 0"),
         ("anthropic", {"max_tokens": "100"}, "max_tokens", "expected int, got str"),
         ("anthropic", {"max_tokens": 1.5}, "max_tokens", "expected int, got float"),
         ("anthropic", {"max_tokens": True}, "max_tokens", "expected int, got bool"),
@@ -166,6 +165,10 @@ def test_a_background_response_is_no_answer_to_wait_for():
 
 
 # -- caps, sessions, agents
+
+
+def test_a_request_that_only_fills_the_prompt_cache():
+    assert parse("anthropic", max_tokens=0).max_output_tokens == 0
 
 
 def test_the_larger_chat_cap_bounds_both():

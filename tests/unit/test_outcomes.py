@@ -148,6 +148,16 @@ def test_what_the_upstream_left_out_or_told_as_zero_is_estimated(told, output_to
     assert verdict.estimated == (billed != told)
 
 
+def test_an_answer_without_output_is_whole_when_none_was_ordered():
+    """`max_tokens: 0` fills Anthropic's prompt cache: the write is due."""
+    told = {"input": 3, "cache_write_5m": 9000}
+    answer = facts(usage=told, has_content=False, finish_reason="max_tokens", output_bytes=0)
+    asked = {"status": 200, "answer": answer, "streaming": False, "relayed": False}
+    verdict = judge(Ending.ANSWERED, **asked, text_bytes=4000, wants_output=False)
+    assert (verdict.outcome, verdict.usage, verdict.estimated) == (C, told, False)
+    assert not judge(Ending.ANSWERED, **asked, text_bytes=4000).billed
+
+
 def test_the_table_names_every_ending():
     assert {row[0] for row in TABLE} == set(Ending)
 

@@ -12,7 +12,7 @@ from services.core.dialects.anthropic_stream import AnthropicScan, tier_in
 from services.core.dialects.base import ParsedRequest, ResponseFacts, with_model
 from services.core.dialects.reading import (
     ModelName,
-    Positive,
+    Natural,
     child,
     children,
     error_in,
@@ -53,7 +53,7 @@ class _Tool(msgspec.Struct):
 class _Body(msgspec.Struct):
     model: ModelName
     messages: msgspec.Raw
-    max_tokens: Positive
+    max_tokens: Natural  # 0 only fills the prompt cache
     stream: bool = False
     tools: list[_Tool] | None = None
     metadata: msgspec.Raw = msgspec.Raw(b"null")

@@ -19,6 +19,7 @@ LABEL_CHARACTERS: Final = 256
 ModelName: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=MODEL_CHARACTERS)]
 _Nothing: TypeAlias = Annotated[str, msgspec.Meta(min_length=1, max_length=0)]
 Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1, le=1_000_000_000)]
+Natural: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
 
 _AT: Final = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`")
