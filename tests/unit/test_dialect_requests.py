@@ -320,7 +320,8 @@ def test_other_server_work():
 
 @pytest.mark.parametrize("field", ["previous_response_id", "conversation", "prompt"])
 def test_input_that_the_vendor_has_stored(field):
-    assert parse("responses", **{field: "x_1"}).shape.stored_input
+    for said in ("more", None, ...):  # a stored prompt may need no other input
+        assert parse("responses", input=said, **{field: "x_1"}).shape.stored_input
     assert not parse("responses", **{field: None}).shape.stored_input
     assert not parse("responses").shape.stored_input
 

@@ -72,8 +72,11 @@ def need_items(raw: msgspec.Raw, field: str) -> bytes:
 
 
 def need_text_or_array(raw: msgspec.Raw, field: str) -> bytes:
-    """The JSON text of a string or an array, neither of them empty. Raises `InvalidRequest`."""
+    """The JSON text of a string or an array, neither of them empty. Raises `InvalidRequest`, for
+    `raw` of no bytes too: a field that is missing."""
     text = bytes(raw).strip()
+    if not text:
+        raise InvalidRequest(f"{field}: field required", param=field)
     if not text.startswith(b'"'):
         return need_items(raw, field)
     if text == b'""':

@@ -66,7 +66,7 @@ class _Item(msgspec.Struct):
 
 class _Body(msgspec.Struct):
     model: ModelName
-    input: msgspec.Raw
+    input: msgspec.Raw = msgspec.Raw(b"")
     max_output_tokens: Positive | None = None
     stream: bool | None = None
     background: bool | None = None
@@ -91,7 +91,13 @@ class Responses(openai.OpenAI):
 
     def parse_request(self, body: bytes, headers: Mapping[str, str]) -> ParsedRequest:
         read = read_request(_decoder, body)
-        content = need_text_or_array(read.input, "input")
+        stored = any(
+            bytes(each).strip() != b"null"
+            for each in (read.previous_response_id, read.conversation, read.prompt)
+        )
+        content = b""
+        if not stored or bytes(read.input).strip() not in (b"", b"null"):
+            content = need_text_or_array(read.input, "input")
         if read.background:
             # Its answer would be made after this request was already judged and closed.
             raise InvalidRequest(
@@ -113,11 +119,7 @@ class Responses(openai.OpenAI):
                 read.prompt_cache_options, read.prompt_cache_retention
             ),
             server_tools=any(tool.type not in _CLIENT_TOOLS for tool in tools),
-            stored_input=content.rfind(b'"item_reference"') >= 0
-            or any(
-                bytes(each).strip() != b"null"
-                for each in (read.previous_response_id, read.conversation, read.prompt)
-            ),
+            stored_input=stored or content.rfind(b'"item_reference"') >= 0,
         )
         return ParsedRequest(
             model=read.model,
