@@ -30,6 +30,13 @@ def scanned(*pieces):
     return scan
 
 
+@pytest.mark.parametrize("count", [0, None, "55"])
+def test_a_count_of_nothing_tells_only_of_an_answer_without_content(count):
+    end = message_end(usage={"output_tokens": count})
+    assert scanned(message_start(), end).output_told is (count == 0)
+    assert not scanned(message_start(), text_delta("Hello"), end).output_told
+
+
 def test_usage_is_cumulative_and_never_added():
     scan = scanned(message_start())
     start = {

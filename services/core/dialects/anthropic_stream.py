@@ -121,7 +121,9 @@ class AnthropicScan:
             self.finish_reason = reason or self.finish_reason
             self.has_content = self.has_content or self.finish_reason == "refusal"
             told = child(event, "usage")
-            self.output_told = self.output_told or "output" in classes.from_anthropic(told)
+            none_made = told.get("output_tokens") == 0 and not self.has_content
+            made = "output" in classes.from_anthropic(told)
+            self.output_told = self.output_told or made or none_made
             _merge(self._told, told)
         elif kind == "message_stop":
             self.finished = True
