@@ -157,7 +157,7 @@ class AnalyticsPass:
             yield from rows
             if len(rows) < _PAGE:
                 return
-            after = f"AND (log_offset, event_id) > ({int(rows[-1][9])}, '{_quoted(rows[-1][0])}') "
+            after = f"AND (log_offset, event_id) > ({int(rows[-1][9])}, '{quoted(rows[-1][0])}') "
 
 
 def _facts(event: Usage | Error) -> tuple[str, str, int, str, int, int, int, str, str]:
@@ -181,5 +181,6 @@ def _hash(facts: tuple[Any, ...]) -> int:
     return int.from_bytes(hashlib.md5(text.encode(), usedforsecurity=False).digest()[:8], "little")
 
 
-def _quoted(text: str) -> str:
+def quoted(text: str) -> str:
+    """Inside the quotes of a text of SQL."""
     return text.replace("\\", "\\\\").replace("'", "\\'")

@@ -13,6 +13,7 @@ from sqlalchemy import delete, insert, update
 from schemas.events import TOPIC
 from services.backends.sql.tables import applied, balance, lease, limit_row, posting, settlement
 from services.core.ids import uuid7_text
+from services.meter import reconcile_hours
 from services.meter.replay import replay
 from tests.parts.books import USD, record, records
 from tests.parts.plant import EMBEDDED
@@ -239,13 +240,27 @@ def test_a_settlement_charges_something_else(plant):
     assert "charged_nano" in named[0]
 
 
-def test_the_account_and_hour_of_a_difference_are_told(plant):
-    """In which hour of whom ledger and ClickHouse tell other sums than the log."""
+def test_the_account_and_hour_of_a_difference_are_told(plant, monkeypatch):
+    """In which hour of whom ledger and ClickHouse tell other sums than the log; rows are asked for
+    by ranges of accounts, so that each is read once however many there are."""
+    monkeypatch.setattr(reconcile_hours, "_SPAN", 1)
+    asked = []
+    pages = reconcile_hours.HoursPass._range
+
+    def noted(self, partition, first, end, within):
+        found = list(pages(self, partition, first, end, within))
+        asked.append((partition, within, {account for (account, _), _ in found}))
+        return found
+
+    monkeypatch.setattr(reconcile_hours.HoursPass, "_range", noted)
     leases = _story(plant)
     plant.catch_up()
     clean = plant.reconcile()
     assert clean.hour_differences == []
     assert clean.account_hours >= len(leases)
+    accounts = [account for _, _, found in asked for account in found]
+    assert len(accounts) == len(set(accounts)) >= len(leases)
+    assert all(len(found) <= 2 for _, _, found in asked)
     rows = {row.account_id: row for row in plant.books.rows(settlement) if row.charged_nano}
     first, second = sorted(rows)[:2]
     less = {"charged_nano": settlement.c.charged_nano - 1}

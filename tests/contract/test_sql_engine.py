@@ -17,6 +17,7 @@ from services.backends.sql.engine import (
     database_now_us,
     open_engine,
     read,
+    read_long,
     statement_us,
     write,
 )
@@ -247,3 +248,14 @@ def test_money_has_64_bits(engine):  # noqa: F811
     world.grant("lease_1", 1, 8_000_000_000_000_000_000)
     query = select(limit_row.c.leased_nano).where(limit_row.c.kind == "wallet")
     assert read(engine, lambda c: c.execute(query).scalar_one()) == 8 * 10**18
+
+
+def test_what_goes_over_whole_tables_has_an_hour(engine):  # noqa: F811
+    if engine.dialect.name == "postgresql":
+        shown = [
+            way(engine, lambda c: c.execute(text("SHOW statement_timeout")).scalar_one())
+            for way in (read, read_long, read)
+        ]
+        assert shown == ["1min", "1h", "1min"]
+    else:
+        assert read_long(engine, lambda c: c.execute(text("SELECT 1")).scalar_one()) == 1

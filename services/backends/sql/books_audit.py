@@ -17,7 +17,7 @@ from sqlalchemy import (
 
 from services.backends.sql.books_checks import CHECKS, REBUILT_CHECKS, not_taken
 from services.backends.sql.bulk import among
-from services.backends.sql.engine import read
+from services.backends.sql.engine import read_long
 from services.backends.sql.ledger import SettlementRow
 from services.backends.sql.tables import (
     applied,
@@ -120,7 +120,7 @@ class BooksAudit:
                 found.postings.setdefault(event_id, []).append(Posting(account, amount_nano))
             return found
 
-        return read(self._engine, fn)
+        return read_long(self._engine, fn)
 
     def totals(self, topic: str, partition: int, first: int, end: int) -> Totals:
         """Of the partition's events with `first` <= offset < `end`."""
@@ -142,7 +142,7 @@ class BooksAudit:
             count = connection.execute(events).scalar_one()
             return Totals(count, *(int(value) for value in connection.execute(sums).one()))
 
-        return read(self._engine, fn)
+        return read_long(self._engine, fn)
 
     def account_hours(
         self, topic: str, partition: int, first: int, end: int
@@ -163,7 +163,7 @@ class BooksAudit:
             .where(_within(topic, partition, first, end))
             .group_by(settlement.c.account_id, hour)
         )
-        rows = read(self._engine, lambda connection: connection.execute(query).all())
+        rows = read_long(self._engine, lambda connection: connection.execute(query).all())
         return [(row[0], *(int(value) for value in row[1:])) for row in rows]
 
     def taken_between(self, topic: str, partition: int, first: int, end: int) -> dict[str, int]:
@@ -171,7 +171,7 @@ class BooksAudit:
         query = select(applied.c.event_id, applied.c.offset).where(
             _within(topic, partition, first, end)
         )
-        return read(
+        return read_long(
             self._engine,
             lambda connection: {row[0]: row[1] for row in connection.execute(query)},
         )
@@ -185,17 +185,17 @@ class BooksAudit:
             )
             return set(connection.execute(query).scalars())
 
-        return read(self._engine, fn)
+        return read_long(self._engine, fn)
 
     def last_movement(self) -> int:
         """The number of the newest event in the SQL outbox; 0 without one."""
         query = select(func.coalesce(func.max(sql_outbox.c.id), 0))
-        return int(read(self._engine, lambda c: c.execute(query).scalar_one()))
+        return int(read_long(self._engine, lambda c: c.execute(query).scalar_one()))
 
     def unshipped(self, up_to: int) -> int:
         """How many of the SQL outbox's events up to that number the bus has not."""
         query = select(func.count()).where(~sql_outbox.c.shipped, sql_outbox.c.id <= up_to)
-        return int(read(self._engine, lambda c: c.execute(query).scalar_one()))
+        return int(read_long(self._engine, lambda c: c.execute(query).scalar_one()))
 
     def findings(self, outbox_up_to: int) -> list[Finding]:
         """The books against themselves, on one snapshot: nothing without its event, every sum
@@ -206,16 +206,16 @@ class BooksAudit:
             lost = not_taken(outbox_up_to).limit(_NAMED)
             return found + [Finding(*row) for row in connection.execute(lost)]
 
-        return read(self._engine, fn)
+        return read_long(self._engine, fn)
 
     def limit_findings(self) -> list[Finding]:
         """Limits and windows against the settlements alone, leases left aside."""
-        return read(self._engine, lambda connection: _findings(connection, REBUILT_CHECKS))
+        return read_long(self._engine, lambda connection: _findings(connection, REBUILT_CHECKS))
 
     def trial_balance_nano(self) -> int:
         """The sum of all postings: 0."""
         query = select(func.coalesce(func.sum(posting.c.amount_nano), 0))
-        return int(read(self._engine, lambda c: c.execute(query).scalar_one()))
+        return int(read_long(self._engine, lambda c: c.execute(query).scalar_one()))
 
 
 def _findings(connection: Connection, checks: Sequence[Select[Any]]) -> list[Finding]:

@@ -23,6 +23,7 @@ PAUSE_MAX_S: Final = 0.2
 BUSY_TIMEOUT_MS: Final = 3_000
 LOCK_TIMEOUT_MS: Final = 5_000
 STATEMENT_TIMEOUT_MS: Final = 60_000
+LONG_TIMEOUT_MS: Final = 3_600_000  # of one that goes over whole tables
 IDLE_TIMEOUT_MS: Final = 10_000  # a process that stands still in a transaction loses its locks
 
 _WRITE: Final = "tollgate_write"
@@ -144,6 +145,17 @@ def write(engine: Engine, fn: Callable[[Connection], T]) -> T:
         time.sleep(random.uniform(0, pause_s))
         pause_s = min(pause_s * 2, PAUSE_MAX_S)
     raise AssertionError("unreachable")
+
+
+def read_long(engine: Engine, fn: Callable[[Connection], T]) -> T:
+    """As `read`, for audits and copies: each statement may go over all that there is."""
+
+    def patiently(connection: Connection) -> T:
+        if connection.dialect.name == "postgresql":
+            connection.exec_driver_sql(f"SET LOCAL statement_timeout = {LONG_TIMEOUT_MS}")
+        return fn(connection)
+
+    return read(engine, patiently)
 
 
 def read(engine: Engine, fn: Callable[[Connection], T]) -> T:

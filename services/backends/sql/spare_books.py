@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, Connection, Engine, Table, delete, func, insert, select
 
-from services.backends.sql.engine import read, write
+from services.backends.sql.engine import read, read_long, write
 from services.backends.sql.tables import (
     account,
     api_key,
@@ -103,7 +103,7 @@ def copy_beside(source: Engine, target: Engine) -> None:
             for page in found.partitions():
                 _put(target, table, [dict(row._mapping) for row in page])
 
-    read(source, fn)
+    read_long(source, fn)
 
 
 def _put(target: Engine, table: Table, rows: list[dict[str, Any]]) -> None:
@@ -126,7 +126,7 @@ def unposted_movements(engine: Engine) -> int:
         .outerjoin(sql_outbox, sql_outbox.c.event_id == wallet_movement.c.id + ":wallet_movement")
         .where(applied.c.event_id.is_(None), func.coalesce(sql_outbox.c.shipped, True))
     )
-    return int(read(engine, lambda connection: connection.execute(query).scalar_one()))
+    return int(read_long(engine, lambda connection: connection.execute(query).scalar_one()))
 
 
 def balances(engine: Engine) -> dict[str, tuple[int, int]]:

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 from sqlalchemy import Connection, Engine, and_, func, or_, select
 
 from services.backends.sql.bulk import among
-from services.backends.sql.engine import read
+from services.backends.sql.engine import read_long
 from services.backends.sql.tables import posting, settlement, wallet_movement
 from services.core.ledger import wallet
 from services.core.statements import Line
@@ -42,7 +42,9 @@ class WalletLines:
         query = select(func.coalesce(func.sum(posting.c.amount_nano), 0)).where(
             posting.c.ledger_account == wallet(account_id), posting.c.occurred_at < at
         )
-        return int(read(self._engine, lambda connection: connection.execute(query).scalar_one()))
+        return int(
+            read_long(self._engine, lambda connection: connection.execute(query).scalar_one())
+        )
 
     def between(self, account_id: str, since: int, until: int) -> Iterator[Line]:
         """In the order of time and event id, in pages; what is posted meanwhile may be left out."""
@@ -85,7 +87,7 @@ class WalletLines:
             told = _told(connection, {row.event_id for row in rows})
             return [_Posting(*row, told.get(row.event_id, _Told())) for row in rows]
 
-        return read(self._engine, fn)
+        return read_long(self._engine, fn)
 
     def _binary(self) -> str:
         # The same order on every database, whatever its locale.
