@@ -42,11 +42,15 @@ class Demo(NamedTuple):
 def prepare(config: Config, url: str) -> Demo:
     """The demo account with its first $10 and a live key, made at the first call. Writes
     `demo.json` (mode 0600) into the data folder; `url` is where clients reach the edge."""
-    from services.cli.bootstrap import open_books  # late: a second start prints it when all runs
+    # Late: a second start prints it when all runs.
+    from services.backends.sql.catalog_ground import NotInCatalog
+    from services.cli.bootstrap import open_books
 
     books = open_books(config)
-    known = [found for found in books.catalog.accounts() if found.name == NAME]
-    account = known[0] if known else books.catalog.create_account(NAME)
+    try:
+        account = books.catalog.account(NAME)
+    except NotInCatalog:
+        account = books.catalog.create_account(NAME)
     books.wallets.move(account.id, "topup", _CREDIT_NANO, "demo", "the demo's first credit")
     made = Demo(url, _live_secret(books, account.id))
     admin_key = AdminKey(config.data_dir).secret()

@@ -8,9 +8,11 @@ from schemas.config import Group
 from services.backends.sql.budgets import KeyNotActive
 from services.backends.sql.catalog import KEPT_US, AlreadyInCatalog, NotInCatalog
 from services.backends.sql.engine import read, write
+from services.backends.sql.key_reads import KeyFilter
 from services.backends.sql.tables import catalog_version, lease, limit_row
 from services.core.errors import InvalidRequest
 from services.core.subkeys import NO_MODEL
+from services.edge.manage.desk import OPERATOR, Manager
 from tests.parts.postgres import database_url, engine  # noqa: F401
 from tests.parts.sql_world import World
 
@@ -371,3 +373,48 @@ def test_more_than_accounts_may_have_changed(catalog, world):
         again = catalog.snapshot(NOW, renewed)
         assert again == _whole(catalog)
         assert not _kept(renewed, again)
+
+
+def test_a_list_of_keys_is_read_page_by_page(catalog, world, org):
+    """Each manager gets the keys that it sees, in their order, and only those of the page."""
+    ann, bob = (catalog.create_member(org.id, name) for name in ("ann", "bob"))
+    own, _ = catalog.create_key(org.id, "own")
+    hers, _ = catalog.create_key(org.id, "hers", member_id=ann.id)
+    more, _ = catalog.create_key(org.id, "more", member_id=ann.id)
+    catalog.create_key(org.id, "his", member_id=bob.id)
+    catalog.create_key(org.id, "sub", parent_id=hers.id)
+    off, _ = catalog.create_key(org.id, "off")
+    catalog.set_key_status(off.id, "disabled")
+    catalog.revoke_key(catalog.create_key(org.id, "gone")[0].id)
+    limited = catalog.update_key(more.id, quota_nano=5)
+    managers = (
+        (OPERATOR, None),
+        (Manager("a", own), org.id),
+        (Manager("a", hers, "member"), org.id),
+        (Manager("a", limited, "member"), org.id),
+    )
+    for manager, account_id in managers:
+        wanted = [
+            key.id for key in catalog.keys(account_id)
+            if manager.sees(key) and key.status != "revoked"
+        ]  # fmt: skip
+        chosen = KeyFilter(account_id, around=manager.around)
+        found = []
+        for offset in range(0, len(wanted) + 2, 2):
+            page, total = catalog.keys_page(chosen, 2, offset)
+            assert len(page) <= 2
+            assert total == len(wanted)
+            found += [key.id for key in page]
+        assert found == wanted
+    for chosen, name in (
+        (KeyFilter(org.id, "revoked"), "gone"),
+        (KeyFilter(org.id, "disabled"), "off"),
+        (KeyFilter(parent_id=hers.id), "sub"),
+        (KeyFilter(member_id=bob.id), "his"),
+    ):
+        (key,), total = catalog.keys_page(chosen, 10, 0)
+        assert (key.name, total) == (name, 1)
+    assert [each.id for each in catalog.accounts_page(1, 1)[0]] == [org.id]
+    assert catalog.members_page(org.id, 1, 1) == ([bob], 2)
+    catalog.update_member(bob.id, role="owner")
+    assert catalog.owners(org.id) == {bob.id}

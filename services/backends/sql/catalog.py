@@ -26,7 +26,7 @@ from services.backends.sql.catalog_keys import KeyCatalog
 from services.backends.sql.catalog_members import MemberCatalog, read_members
 from services.backends.sql.config_sync import read_channels, read_groups, sync_channels, sync_groups
 from services.backends.sql.engine import read, write
-from services.backends.sql.key_reads import holding, keys_where, many_keys
+from services.backends.sql.key_reads import holding, many_keys
 from services.backends.sql.outbox import audit
 from services.backends.sql.sealing import Sealer
 from services.backends.sql.tables import account, api_key, member, routing_group
@@ -169,12 +169,12 @@ def _renewed(
 
     oldest = now_us - KEPT_US
     members = {each.id: each for each in read_members(connection, *of(member.c.account_id))}
-    found = (many_keys if ids is None else keys_where)(
-        connection,
+    alive = (
         or_(api_key.c.revoked_at.is_(None), api_key.c.revoked_at > oldest),
         or_(api_key.c.expires_at.is_(None), api_key.c.expires_at > oldest),
         *of(api_key.c.account_id),
     )
+    found = holding(many_keys(connection, alive, whole=ids is None), members)
     keys, keys_by_id = dict(old.keys), dict(old.keys_by_id)
     if ids is not None:
         theirs = select(api_key.c.id).where(api_key.c.account_id.in_(ids))
@@ -182,7 +182,7 @@ def _renewed(
             gone = keys_by_id.pop(key_id, None)
             if gone is not None:
                 del keys[gone.secret_sha256]
-    for key in holding(found, members):
+    for key in found:
         keys[key.secret_sha256] = keys_by_id[key.id] = key
     accounts = {each.id: each for each in read_accounts(connection, *of(account.c.id))}
     return msgspec.structs.replace(

@@ -1,5 +1,6 @@
 """Accounts in the catalog."""
 
+from sys import intern
 from typing import Any, Final
 
 from sqlalchemy import Connection, Engine, Row, insert, or_, select, update
@@ -10,6 +11,7 @@ from services.backends.sql.catalog_ground import (
     NotInCatalog,
     create,
     facts,
+    page_of_ids,
 )
 from services.backends.sql.engine import database_now_us, read
 from services.backends.sql.limits import insert_limit
@@ -103,6 +105,15 @@ class AccountCatalog:
         """All, oldest first."""
         return read(self._engine, read_accounts)
 
+    def accounts_page(self, limit: int, offset: int) -> tuple[list[Account], int]:
+        """A part of them, and how many there are in all."""
+
+        def fn(connection: Connection) -> tuple[list[Account], int]:
+            ids, total = page_of_ids(connection, account, (), limit, offset)
+            return read_accounts(connection, account.c.id.in_(ids)), total
+
+        return read(self._engine, fn)
+
 
 def read_accounts(connection: Connection, *conditions: Any) -> list[Account]:
     query = _ACCOUNTS.where(*conditions).order_by(account.c.created_at, account.c.id)
@@ -111,7 +122,8 @@ def read_accounts(connection: Connection, *conditions: Any) -> list[Account]:
 
 def account_of(row: Row[Any]) -> Account:
     """Of a row of `_ACCOUNTS`."""
-    return Account(**dict(zip(_FIELDS, row, strict=True)))
+    values = dict(zip(_FIELDS, row, strict=True))
+    return Account(**values | {"id": intern(row.id)})  # its keys have the same text
 
 
 def _rates(made: Account) -> dict[str, Any]:

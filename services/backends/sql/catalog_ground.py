@@ -1,10 +1,10 @@
 """What every part of the catalog does: lock it, require what a change names, tell it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final, TypeVar
 
 import msgspec
-from sqlalchemy import Column, Connection, Engine, exc, select
+from sqlalchemy import Column, Connection, Engine, Table, exc, func, select
 
 from services.backends.sql.engine import write
 from services.backends.sql.tables import catalog_version
@@ -39,6 +39,16 @@ def create(engine: Engine, fn: Callable[[Connection], T], taken: str) -> T:
         return write(engine, fn)
     except exc.IntegrityError as ex:
         raise AlreadyInCatalog(taken) from ex
+
+
+def page_of_ids(
+    connection: Connection, table: Table, conditions: Iterable[Any], limit: int, offset: int
+) -> tuple[list[str], int]:
+    """The ids of one page, oldest first, and how many there are in all."""
+    chosen = select(table.c.id).where(*conditions)
+    total = connection.execute(select(func.count()).select_from(chosen.subquery())).scalar_one()
+    ordered = chosen.order_by(table.c.created_at, table.c.id).limit(limit).offset(offset)
+    return list(connection.execute(ordered).scalars()), int(total)
 
 
 def as_json(value: object) -> str:

@@ -11,9 +11,10 @@ from services.backends.sql.catalog_ground import (
     NotInCatalog,
     create,
     lock,
+    page_of_ids,
 )
 from services.backends.sql.engine import read
-from services.backends.sql.key_reads import keys_where
+from services.backends.sql.key_reads import KeyFilter, keys_where
 from services.backends.sql.key_writes import (
     LISTS,
     MONEY,
@@ -201,3 +202,12 @@ class KeyCatalog:
         """All, or those of one account, oldest first, as they were set."""
         conditions = [] if account_id is None else [api_key.c.account_id == account_id]
         return read(self._engine, lambda connection: keys_where(connection, *conditions))
+
+    def keys_page(self, chosen: KeyFilter, limit: int, offset: int) -> tuple[list[Key], int]:
+        """A part of a list, as `keys`, and how many there are in all."""
+
+        def fn(connection: Connection) -> tuple[list[Key], int]:
+            ids, total = page_of_ids(connection, api_key, chosen.conditions(), limit, offset)
+            return keys_where(connection, api_key.c.id.in_(ids)), total
+
+        return read(self._engine, fn)

@@ -16,6 +16,7 @@ from services.backends.sql.catalog_ground import (
     create,
     facts,
     lock,
+    page_of_ids,
     require,
 )
 from services.backends.sql.engine import database_now_us, read, write
@@ -164,6 +165,23 @@ class MemberCatalog:
     def members(self, account_id: str) -> list[Member]:
         """Those of an org, oldest first."""
         return read(self._engine, lambda c: read_members(c, member.c.account_id == account_id))
+
+    def members_page(self, account_id: str, limit: int, offset: int) -> tuple[list[Member], int]:
+        """A part of them, and how many the org has in all."""
+
+        def fn(connection: Connection) -> tuple[list[Member], int]:
+            org = member.c.account_id == account_id
+            ids, total = page_of_ids(connection, member, [org], limit, offset)
+            return read_members(connection, member.c.id.in_(ids)), total
+
+        return read(self._engine, fn)
+
+    def owners(self, account_id: str) -> frozenset[str]:
+        """The ids of an org's owners."""
+        query = select(member.c.id).where(
+            member.c.account_id == account_id, member.c.role == "owner"
+        )
+        return read(self._engine, lambda c: frozenset(c.execute(query).scalars()))
 
 
 def read_members(connection: Connection, *conditions: Any) -> list[Member]:

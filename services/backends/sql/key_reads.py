@@ -1,10 +1,11 @@
 """Keys as the database has them, and as they hold with what they inherit."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from sys import intern
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import Connection, Select, select, union
+from sqlalchemy import ColumnElement, Connection, Select, or_, select, union
 
 from services.backends.sql.catalog_ground import as_tuple
 from services.backends.sql.tables import account, api_key, limit_row
@@ -12,13 +13,37 @@ from services.core.budgets import WINDOWS_US
 from services.core.catalog import Key, Member
 from services.core.subkeys import inherited
 
-_PAGE: Final = 1_000
+_PAGE: Final = 500
 
 
 class _Window(NamedTuple):
     kind: str
     subject: str
     limit_nano: int | None
+
+
+class KeyFilter(NamedTuple):
+    """Which keys of a list; None: any. Without a `status` those that are not revoked. `around`: a
+    key, its sub-keys and, when a member is named beside it, that member's keys."""
+
+    account_id: str | None = None
+    status: str | None = None
+    parent_id: str | None = None
+    member_id: str | None = None
+    around: tuple[str, str | None] | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        own, status = api_key.c, self.status
+        found = [own.status == status if status else own.status != "revoked"]
+        for column in (own.account_id, own.parent_id, own.member_id):
+            wanted = getattr(self, column.name)
+            if wanted is not None:
+                found.append(column == wanted)
+        if self.around is not None:
+            key_id, member_id = self.around
+            near = [own.id == key_id, own.parent_id == key_id]
+            found.append(or_(*near, *([own.member_id == member_id] if member_id else [])))
+        return found
 
 
 _WINDOWS: Final = select(
@@ -33,10 +58,11 @@ def keys_where(connection: Connection, *conditions: Any) -> list[Key]:
     return [_key(row, windows) for row in rows]
 
 
-def many_keys(connection: Connection, *conditions: Any) -> Iterator[Key]:
-    """As `keys_where`, for most of all keys: in no order, and never all rows in memory."""
-    windows = _windows(connection, _WINDOWS)
-    rows = connection.execution_options(yield_per=_PAGE).execute(_keys(*conditions))
+def many_keys(connection: Connection, conditions: Iterable[Any], *, whole: bool) -> Iterator[Key]:
+    """As `keys_where`, for thousands: in no order, and by pages, so that a worker that waits for
+    its database in the hub does other things between them. `whole`: most of all keys."""
+    windows = _windows(connection, _WINDOWS) if whole else _windows_of(connection, *conditions)
+    rows = connection.execute(_keys(*conditions), execution_options={"yield_per": _PAGE})
     return (_key(row, windows) for row in rows)
 
 
@@ -106,7 +132,8 @@ def _windows(connection: Connection, query: Any) -> dict[str, _Window]:
 
 
 def _key(row: Sequence[Any], windows: Mapping[str, _Window]) -> Key:
-    # By place: an attribute of a row costs as much as the rest of a key.
+    # By place: an attribute of a row costs as much as the rest of a key. What many have in common
+    # is one text: there may be hundreds of thousands.
     (
         key_id,
         account_id,
@@ -139,12 +166,12 @@ def _key(row: Sequence[Any], windows: Mapping[str, _Window]) -> Key:
     }
     return Key(
         id=key_id,
-        account_id=account_id,
+        account_id=intern(account_id),
         name=name,
         masked=masked,
         secret_sha256=secret_sha256,
-        group=group,
-        status=status,
+        group=intern(group),
+        status=intern(status),
         quota_nano=quota_nano,
         expires_at=expires_at,
         created_at=created_at,

@@ -53,7 +53,8 @@ class AccountsResource(_Accounts):
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         def listed(actor: str) -> dict[str, Any]:
-            page, told = page_of(req, self._sql(self._desk.catalog.accounts))
+            read = self._desk.catalog.accounts_page
+            page, told = page_of(req, lambda limit, offset: self._sql(read, limit, offset))
             return {"items": [self._shown(account) for account in page], **told}
 
         self._operate(req, resp, listed)

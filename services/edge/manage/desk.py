@@ -53,6 +53,14 @@ class Manager(NamedTuple):
             return False
         return self.manages_account or key.id == self.key.id or self.changes(key)
 
+    @property
+    def around(self) -> tuple[str, str | None] | None:
+        """What `sees` says, for a list of the account: itself with its sub-keys, and the member
+        whose keys are its too. None: every key."""
+        if self.key is None or self.manages_account:
+            return None
+        return self.key.id, None if is_limited(self.key) else self.key.member_id
+
     def changes(self, key: Key) -> bool:
         """Whether the key may be changed, revealed and ended: the account's by who manages it, a
         member's by the member, and a key's sub-keys by its holder."""

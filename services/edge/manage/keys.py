@@ -1,11 +1,13 @@
 """`/api/v1/keys`: list, create, get, change, end; reveal, rotate, disable and enable of one key."""
 
+from functools import partial
 from typing import Any
 
 import falcon
 
 from schemas.errors import Code
 from schemas.management import CreateKey, UpdateKey
+from services.backends.sql.key_reads import KeyFilter
 from services.core.catalog import Key
 from services.core.errors import InvalidRequest, Refusal
 from services.edge.manage.bodies import key_fields
@@ -53,20 +55,16 @@ class KeysResource(Managed):
         status = req.get_param("status")
         if status not in (None, *_LISTED):
             raise InvalidRequest(f"status: one of {', '.join(_LISTED)}", param="status")
+        chosen = KeyFilter(
+            account_id=req.get_param("account_id"),
+            status=status,
+            parent_id=req.get_param("parent_id"),
+            member_id=req.get_param("member_id"),
+        )
         if manager.key is not None:
-            account_id: str | None = manager.key.account_id
-        else:
-            account_id = req.get_param("account_id")
-        rows = [
-            key
-            for key in self._sql(self._desk.catalog.keys, account_id)
-            if manager.sees(key) and (key.status == status if status else key.status != "revoked")
-        ]
-        for name in ("parent_id", "member_id"):
-            wanted = req.get_param(name)
-            if wanted is not None:
-                rows = [key for key in rows if getattr(key, name) == wanted]
-        page, told = page_of(req, rows)
+            chosen = chosen._replace(account_id=manager.key.account_id, around=manager.around)
+        read = partial(self._desk.catalog.keys_page, chosen)
+        page, told = page_of(req, lambda limit, offset: self._sql(read, limit, offset))
         return {"items": [key_body(key) for key in page], **told}
 
 

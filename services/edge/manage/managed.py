@@ -56,7 +56,17 @@ class Managed(Authenticated):
                 accounting(remaining_nano=0, estimate_credits=0, request_id=request_id)
             )
         else:
-            self._serve(req, resp, lambda caller: _translated(act, _manager(caller)))
+            self._serve(req, resp, lambda caller: _translated(act, self._manager(caller)))
+
+    def _manager(self, caller: Caller) -> Manager:
+        key = caller.key
+        if key.member_id is None:
+            return Manager(key.id, key)
+        member = caller.view.snapshot.members.get(key.member_id)
+        role = member.role if member is not None else "member"
+        if role != "admin":
+            return Manager(key.id, key, role)
+        return Manager(key.id, key, role, self._sql(self._desk.catalog.owners, key.account_id))
 
     def _change(
         self, req: falcon.Request, resp: falcon.Response, act: Callable[[Manager], Any]
@@ -96,12 +106,15 @@ class Managed(Authenticated):
         return self._worker.snapshots.current.index
 
 
-def page_of(req: falcon.Request, rows: list[T]) -> tuple[list[T], dict[str, int]]:
-    """The part of `rows` that `page` and `page_size` ask for, and what says so in the answer."""
+def page_of(
+    req: falcon.Request, part: Callable[[int, int], tuple[list[T], int]]
+) -> tuple[list[T], dict[str, int]]:
+    """What `page` and `page_size` ask for, and what says so in the answer. `part(limit, offset)`
+    reads it, and how many there are in all."""
     page = number(req, "page", 1, 1_000_000)
     size = number(req, "page_size", PAGE_SIZE, PAGE_SIZE_MAX)
-    told = {"total": len(rows), "page": page, "page_size": size}
-    return rows[(page - 1) * size : page * size], told
+    rows, total = part(size, (page - 1) * size)
+    return rows, {"total": total, "page": page, "page_size": size}
 
 
 def number(req: falcon.Request, name: str, default: int, largest: int) -> int:
@@ -117,21 +130,6 @@ def number(req: falcon.Request, name: str, default: int, largest: int) -> int:
 
 def _no_such_name(manager: Manager) -> None:
     raise InvalidRequest("a NUL is part of no name")
-
-
-def _manager(caller: Caller) -> Manager:
-    key = caller.key
-    if key.member_id is None:
-        return Manager(key.id, key)
-    members = caller.view.snapshot.members
-    member = members.get(key.member_id)
-    role = member.role if member is not None else "member"
-    owners = frozenset(
-        each.id
-        for each in members.values()
-        if each.account_id == key.account_id and each.role == "owner"
-    )
-    return Manager(key.id, key, role, owners)
 
 
 def _translated(act: Callable[[Manager], T], manager: Manager) -> T:

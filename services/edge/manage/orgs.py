@@ -1,5 +1,6 @@
 """`/api/v1/orgs/{id}`: an org and its members: roles, allotments, allowed models, caps."""
 
+from functools import partial
 from typing import Any
 
 import falcon
@@ -42,9 +43,9 @@ class OrgResource(_Org):
     def on_get(self, req: falcon.Request, resp: falcon.Response, org_id: str) -> None:
         def get(manager: Manager) -> dict[str, Any]:
             org = self._org(manager, org_id)
-            members = self._sql(self._desk.catalog.members, org_id)
+            _, members = self._sql(self._desk.catalog.members_page, org_id, 0, 0)
             balance = self._sql(self._worker.accounts.balance, org_id)
-            return {**account_body(org, balance), "members": len(members)}
+            return {**account_body(org, balance), "members": members}
 
         self._manage(req, resp, get)
 
@@ -56,7 +57,8 @@ class MembersResource(_Org):
     def on_get(self, req: falcon.Request, resp: falcon.Response, org_id: str) -> None:
         def listed(manager: Manager) -> dict[str, Any]:
             self._org(manager, org_id)
-            page, told = page_of(req, self._sql(self._desk.catalog.members, org_id))
+            read = partial(self._desk.catalog.members_page, org_id)
+            page, told = page_of(req, lambda limit, offset: self._sql(read, limit, offset))
             return {"items": [member_body(member) for member in page], **told}
 
         self._manage(req, resp, listed)
@@ -154,9 +156,9 @@ class AllowedModelsResource(_Org):
 
     def _below_owners(self, org_id: str, member_ids: list[str] | None) -> list[str]:
         """Raises Refusal when an owner is named."""
-        members: list[Member] = self._sql(self._desk.catalog.members, org_id)
-        owners = {each.id for each in members if each.role == "owner"}
+        owners = self._sql(self._desk.catalog.owners, org_id)
         if member_ids is None:
+            members: list[Member] = self._sql(self._desk.catalog.members, org_id)
             return [each.id for each in members if each.id not in owners]
         if owners & set(member_ids):
             raise _owners_only()
