@@ -11,15 +11,20 @@ import pytest
 from sqlalchemy import event
 
 from services.backends.sql.accounts import Accounts
+from services.backends.sql.books_audit import BooksAudit
 from services.backends.sql.endpoints import Endpoints, give_up, judge
 from services.backends.sql.engine import write
 from services.backends.sql.figures import Figures
+from services.backends.sql.grouped import GroupedWrites
 from services.backends.sql.housekeeping import Housekeeping
 from services.backends.sql.incarnations import Incarnations
+from services.backends.sql.job_claims import JobClaims
 from services.backends.sql.lease_records import Charge, LeaseReport
+from services.backends.sql.outbox import SqlOutbox
 from services.backends.sql.tables import metadata
 from services.backends.sql.wallet_lines import WalletLines
 from services.core.webhooks import EXPIRING
+from tests.parts.jobs_world import JobsWorld
 from tests.parts.postgres import database_url, engine  # noqa: F401
 from tests.parts.sql_world import INCARNATION, World
 
@@ -38,6 +43,7 @@ class Scans:
         self._sqlite = opened.dialect.name == "sqlite"
         self.found: list[tuple[str, str]] = []
         self.seen = 0
+        self.reached: set[tuple[str, str]] = set()
 
     def look(self, connection, cursor, statement, parameters, context, many) -> None:
         if not statement.lstrip().upper().startswith(("SELECT", "UPDATE", "DELETE", "WITH")):
@@ -55,6 +61,9 @@ class Scans:
             steps = [row[0] for row in asked.fetchall()]
             asked.execute("SET LOCAL enable_seqscan = on")
             told = [re.search(r"Seq Scan on (\w+)()", step) for step in steps]
+        for step in steps:
+            by = re.search(r"(\w+) USING (?:COVERING )?INDEX (\w+)", step)
+            self.reached.update({by.groups()} if by else ())
         for step in filter(None, told):
             table, index = step.groups()
             if table not in self._known or LIVE.match(index or ""):
@@ -156,3 +165,22 @@ def test_statements_do_not_grow_with_what_they_change(world):
 def test_a_statement_goes_over_postings_alone(world):
     with no_scans(world.engine, but=["posting"]):
         assert not list(WalletLines(world.engine).between(world.account.id, 0, 1))
+
+
+def test_the_relay_and_the_engine_of_jobs_pass_over_what_is_done(engine):  # noqa: F811
+    writes = GroupedWrites(engine)
+    world = JobsWorld(engine)
+    outbox, audit = SqlOutbox(engine), BooksAudit(engine)
+    claims = JobClaims(writes, 60.0)
+    made = world.submit().job
+    (claimed,) = claims.claim(1)
+    with no_scans(engine) as scans:
+        assert outbox.unshipped(10)
+        assert audit.unshipped(10**9)
+        claims.begin_attempt(claimed.job, "media", "m", account_max=2, channel_max=2)
+        world.submit("another")
+    indexes = [index for table, index in scans.reached if table == "job" and "ix_" in index]
+    assert made.id == claimed.job.id
+    if engine.dialect.name == "sqlite":
+        assert {"ix_job_channel", "ix_job_open"} <= set(indexes)
+    assert "ix_job_listed" not in indexes

@@ -20,6 +20,7 @@ from services.backends.sql.bulk import among
 from services.backends.sql.engine import read_long
 from services.backends.sql.ledger import SettlementRow
 from services.backends.sql.tables import (
+    UNSHIPPED,
     applied,
     dead_event,
     posting,
@@ -194,7 +195,7 @@ class BooksAudit:
 
     def unshipped(self, up_to: int) -> int:
         """How many of the SQL outbox's events up to that number the bus has not."""
-        query = select(func.count()).where(~sql_outbox.c.shipped, sql_outbox.c.id <= up_to)
+        query = select(func.count()).where(UNSHIPPED, sql_outbox.c.id <= up_to)
         return int(read_long(self._engine, lambda c: c.execute(query).scalar_one()))
 
     def findings(self, outbox_up_to: int) -> list[Finding]:

@@ -35,7 +35,7 @@ from services.backends.sql.job_rows import (
     note,
     write_attempt,
 )
-from services.backends.sql.job_tables import attempt, job
+from services.backends.sql.job_tables import IS_ACTIVE, attempt, job
 from services.backends.sql.tables import account
 from services.backends.sql.tables import channel as channels
 from services.core.jobs import AttemptState, Phase
@@ -99,8 +99,11 @@ _PRESENT: Final = select(attempt).where(
     tuple_(attempt.c.job_id, attempt.c.no).in_(bindparam("begun", expanding=True))
 )
 _NEW_ATTEMPT: Final = insert(attempt)
-_ACTIVE: Final = select(func.count()).where(job.c.active)
-_ACTIVE_OF_ACCOUNT: Final = _ACTIVE.where(job.c.account_id == bindparam("account"))
+_ACTIVE: Final = select(func.count()).select_from(job).where(IS_ACTIVE)
+_ACTIVE_OF_ACCOUNT: Final = _ACTIVE.where(
+    job.c.account_id == bindparam("account"),
+    job.c.next_at.is_not(None),  # so they are; else SQLite takes the index of all its jobs
+)
 _ACTIVE_OF_CHANNEL: Final = _ACTIVE.where(job.c.channel == bindparam("channel"))
 _ACCOUNT: Final = (
     select(account.c.id).where(account.c.id == bindparam("account")).with_for_update(key_share=True)

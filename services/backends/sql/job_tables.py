@@ -22,6 +22,8 @@ from services.backends.sql.tables import metadata
 
 _Serial = BigInteger().with_variant(Integer, "sqlite")
 _ACTIVE = text("active")
+IS_ACTIVE = text("job.active")  # as the indexes say it: `active = 1`, which SQLAlchemy makes of the
+# column on SQLite, is another condition there and would go over every job there ever was
 _WATCHED = text("watch_until IS NOT NULL")
 _OPEN = text("next_at IS NOT NULL")
 _KEPT = text("deleted_at IS NULL")

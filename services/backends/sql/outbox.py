@@ -6,12 +6,12 @@ from contextvars import ContextVar
 from typing import Any, Final, NamedTuple
 
 import msgspec
-from sqlalchemy import BigInteger, Connection, Engine, delete, insert, not_, select, update
+from sqlalchemy import BigInteger, Connection, Engine, delete, insert, select, update
 
 from schemas.events import AnyEvent, Audit, encode
 from services.backends.sql.bulk import rows_as_table
 from services.backends.sql.engine import database_now_us, read, write
-from services.backends.sql.tables import applied, sql_outbox
+from services.backends.sql.tables import UNSHIPPED, applied, sql_outbox
 from services.core.ids import new_id
 
 KEPT: Final = 100_000  # rows
@@ -54,7 +54,7 @@ class SqlOutbox:
             select(
                 sql_outbox.c.id, sql_outbox.c.event_id, sql_outbox.c.account_id, sql_outbox.c.body
             )
-            .where(not_(sql_outbox.c.shipped))
+            .where(UNSHIPPED)
             .order_by(sql_outbox.c.id)
             .limit(limit)
         )

@@ -405,6 +405,9 @@ wallet_movement = Table(
     UniqueConstraint("account_id", "external_id"),
 )
 
+# As the index says it: `shipped = 0`, which SQLAlchemy makes of the column on SQLite, is another
+# condition there, and every look of the relay would go over all that was shipped.
+UNSHIPPED = text("NOT sql_outbox.shipped")
 sql_outbox = Table(
     "sql_outbox",
     metadata,
