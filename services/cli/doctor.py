@@ -98,8 +98,8 @@ def _database(config: Config) -> str:
     catalog = Catalog(
         open_engine(config.database.url, data_dir), settings.load_secret(config.data_dir)
     )
-    found = catalog.snapshot(SystemClock().now_us())  # the secret opens what it holds
-    return f"revision {revision}, catalog version {found.version}"
+    version = catalog.opened_version()  # the secret opens what it holds
+    return f"revision {revision}, catalog version {version}"
 
 
 def _clock(config: Config) -> str:

@@ -125,6 +125,11 @@ def test_a_worker_reads_again_one_account(world):
         assert world.catalog.snapshot(0, seen) == world.catalog.snapshot(0, seen)
 
 
+def test_the_doctor_reads_no_key(world):
+    with no_scans(world.engine, but=["price_schedule"]):
+        assert world.catalog.opened_version() == world.catalog.version()
+
+
 def test_figures_watched_every_ten_seconds(engine):  # noqa: F811
     figures = Figures(engine)
     with no_scans(engine):

@@ -113,6 +113,15 @@ class Catalog(AccountCatalog, MemberCatalog, KeyCatalog):
         """Grows with every change of the catalog."""
         return read(self._engine, present_version)
 
+    def opened_version(self) -> int:
+        """As `version`, once channels, groups and prices were read. Raises WrongSecret."""
+
+        def fn(connection: Connection) -> int:
+            self._ground(connection)
+            return present_version(connection)
+
+        return read(self._engine, fn)
+
     def snapshot(self, now_us: int, before: Snapshot | None = None) -> Snapshot:
         """One consistent reading. Keys that died more than 30 days before `now_us` are left out.
         What did not change since `before` is taken over from it, the same objects: accounts one by
