@@ -46,6 +46,13 @@ def part_missing(name: str, reason: str) -> None:
     pytest.skip(f"{name} is missing: {reason}")
 
 
+def pytest_collection_finish() -> None:
+    """As every process does before it begins threads."""
+    from services.backends import structs
+
+    structs.describe_all()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long files first: with several processes the short ones fill what is left at the end."""
     rank = {name: place for place, name in enumerate(("faults", "clients", "contract", "unit"))}

@@ -12,7 +12,7 @@ from typing import Final
 
 import setproctitle
 
-from services.backends import settings, telemetry
+from services.backends import settings, structs, telemetry
 
 _PR_SET_PDEATHSIG: Final = 1
 _passes: Counter[str] = Counter()
@@ -43,6 +43,7 @@ def run_threads(loops: Mapping[str, Loop], stop: threading.Event, *, drain_s: fl
 
     Returns the exit code: 0, or 1 when an exception escaped a loop, one returned before `stop`, or
     one was still running `drain_s` after it. The caller exits the process with it."""
+    structs.describe_all()
     log = telemetry.get_logger()
     failed: list[str] = []
 

@@ -92,15 +92,17 @@ def _is_last(body: bytes, key: str, span: tuple[int, int]) -> bool:
     """Whether the value at `span` is the one that counts: a change of it changes what is read."""
     marked = body[: span[0]] + b"null" + body[span[1] :]
     try:
-        value = getattr(msgspec.json.decode(marked, type=_reader(key)), "value", None)
+        value = getattr(_reader(key).decode(marked), "value", None)
     except (msgspec.DecodeError, RecursionError):
         return False
     return isinstance(value, msgspec.Raw) and bytes(value) == b"null"
 
 
 @cache
-def _reader(key: str) -> type[msgspec.Struct]:
-    return msgspec.defstruct("Member", [("value", msgspec.Raw)], rename={"value": key})
+def _reader(key: str) -> "msgspec.json.Decoder[msgspec.Struct]":
+    return msgspec.json.Decoder(
+        msgspec.defstruct("Member", [("value", msgspec.Raw)], rename={"value": key})
+    )
 
 
 def _walk(body: bytes, key: str) -> tuple[int, int] | None:

@@ -14,7 +14,7 @@ from gunicorn.arbiter import Arbiter
 from sqlalchemy import Engine
 
 from schemas.config import Config
-from services.backends import bonus_ladder, lifecycle, telemetry
+from services.backends import bonus_ladder, lifecycle, structs, telemetry
 from services.backends.admin_key import AdminKey
 from services.backends.clock import WorkerClock
 from services.backends.http.private_client import PrivateClient
@@ -107,6 +107,7 @@ class EdgeApp:
 
 def create_app(config: Config) -> EdgeApp:
     """One worker's application, its outbox open and its poll loops running."""
+    structs.describe_all()
     telemetry.configure("edge", config)
     clock = WorkerClock()
     engine = open_engine(config.database.url, under(config, "."))
