@@ -87,7 +87,8 @@ def _ask(stack: Stack, keys: list[str], sent, stop: threading.Event, each_s: flo
 
 
 def _memory_mb(stack: Stack) -> dict[str, float]:
-    """Memory of each process, shared pages by share (PSS), by its title."""
+    """What each process has of its own, by its title: not the pages of libraries, which are another
+    process's as well as long as that one runs."""
     found: dict[str, float] = {}
     for process in psutil.Process(stack.pid).children(recursive=True):
         title = " ".join(process.cmdline()).removeprefix("tollgate: ").strip()
@@ -97,7 +98,8 @@ def _memory_mb(stack: Stack) -> dict[str, float]:
                 for number in itertools.count(1)
                 if f"{title} {number}" not in found
             )
-            found[name] = process.memory_full_info().pss / 1e6
+            memory = process.memory_info()
+            found[name] = (memory.rss - memory.shared) / 1e6
     return found
 
 
@@ -113,8 +115,8 @@ def _report(
     ]
     return (
         f"# Memory over {len(readings)} minutes\n\n{total:,} requests at {asked.rate:g} a second: "
-        "three dialects, streams and JSON, failures, clients that hang up. Megabytes of each "
-        f"process (PSS). `tollgate reconcile` at the end: exit {books}. Made by "
+        "three dialects, streams and JSON, failures, clients that hang up. Megabytes that each "
+        f"process has of its own. `tollgate reconcile` at the end: exit {books}. Made by "
         "`python -m tests.bench.soak`.\n\n"
         f"| minute | {' | '.join(names)} |\n|{' --- |' * (len(names) + 1)}\n"
         + "\n".join(rows)
