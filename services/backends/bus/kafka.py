@@ -1,7 +1,9 @@
 """The bus on Kafka 3.x and 4.x brokers, with kafka-python 3.
 
 Measured on 3.0.12: the default reconnect pause grows to 30 s; without the C package `crc32c`
-sending and reading are four to eight times slower.
+sending and reading are four to eight times slower; an answer about the cluster that was asked for
+before a topic was wanted, and comes after, ends the wish: a member that joins then has no partitions
+until the next answer, by default for five minutes.
 """
 
 import contextlib
@@ -28,6 +30,7 @@ from services.backends.bus.kafka_topics import (
 )
 from services.backends.bus.port import BusUnavailable, Message, OffsetOutOfRange
 
+METADATA_MS: Final = 5_000
 STALL_S: Final = 6.0  # no acknowledgement for this long: the producer is replaced
 _READ_IDLE_S: Final = 30.0
 # What a topic is like that keeps all its records.
@@ -51,6 +54,7 @@ class KafkaBus:
             "reconnect_backoff_max_ms": 1000,
             "api_version": (4, 0),  # a lower broker is found out; None would block for it
             "bootstrap_timeout_ms": CALL_MS,
+            "metadata_max_age_ms": METADATA_MS,
             "allow_auto_create_topics": False,
             "metrics_enabled": False,
         }
