@@ -2,8 +2,8 @@
 
 Measured on 3.0.12: the default reconnect pause grows to 30 s; without the C package `crc32c`
 sending and reading are four to eight times slower; an answer about the cluster that was asked for
-before a topic was wanted, and comes after, ends the wish: a member that joins then has no partitions
-until the next answer, by default for five minutes.
+before a topic was wanted, and comes after, ends the wish: a member that joins then has no
+partitions until the next answer, by default for five minutes.
 """
 
 import contextlib
