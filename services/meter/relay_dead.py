@@ -25,6 +25,7 @@ from services.backends.bus.port import Bus, Record, RecordTooLarge
 from services.backends.sql.budgets import Budgets
 from services.backends.sql.dead_events import DEAD, DISMISSED, REPLAYED, applied_hash
 from services.backends.sql.engine import read, write
+from services.backends.sql.lease_reads import LIVE
 from services.backends.sql.outbox import audit
 from services.backends.sql.tables import incarnation, lease, settlement
 from services.meter.dead import body_hash
@@ -203,7 +204,7 @@ class _Known(NamedTuple):
 def _known(engine: Engine, told: Beside, incarnation_id: str) -> _Known:
     terminal = select(settlement.c.event_id).where(settlement.c.request_id == told.request_id)
     worker = select(incarnation.c.state).where(incarnation.c.id == incarnation_id)
-    waits = select(lease.c.id).where(lease.c.id == told.lease_id, lease.c.state != "closed")
+    waits = select(lease.c.id).where(lease.c.id == told.lease_id, LIVE)
 
     def ask(connection: Connection) -> _Known:
         return _Known(

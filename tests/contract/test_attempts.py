@@ -23,13 +23,17 @@ from tests.parts.raw_upstream import RawUpstream
 BODY = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
 
 
-def stalls_in_the_body_of(status):
+def breaks_off_in_the_body_of(status, end):
     def serve(peer):
         peer.request()
         peer.send(b"HTTP/1.1 %d X\r\ncontent-length: 50\r\n\r\nhalf" % status)
-        peer.closed_by_client()
+        end(peer)
 
     return serve
+
+
+def stalls_in_the_body_of(status):
+    return breaks_off_in_the_body_of(status, lambda peer: peer.closed_by_client())
 
 
 def answers(peer):
@@ -162,13 +166,7 @@ def test_an_error_whose_body_stalls_is_told_by_its_status(call, status):
 
 def resets_in_the_body_of(status):
     """As a server does that has read only the head of a large request."""
-
-    def serve(peer):
-        peer.request()
-        peer.send(b"HTTP/1.1 %d X\r\ncontent-length: 50\r\n\r\nhalf" % status)
-        peer.reset()
-
-    return serve
+    return breaks_off_in_the_body_of(status, lambda peer: peer.reset())
 
 
 def test_an_error_whose_body_is_cut_is_told_by_its_status(house):

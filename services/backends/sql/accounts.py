@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 from sqlalchemy import ColumnElement, Connection, Engine, func, select
 
 from services.backends.sql.engine import read
-from services.backends.sql.lease_reads import limit_rows, limit_states, pending_of_account
+from services.backends.sql.lease_reads import LIVE, limit_rows, limit_states, pending_of_account
 from services.backends.sql.tables import lease, limit_row, wallet_movement
 from services.core.budgets import LimitState
 
@@ -124,7 +124,7 @@ def _balances(connection: Connection, account_id: str | None = None) -> dict[str
         return {row[0]: int(row[1]) for row in connection.execute(query)}
 
     held = lease.c.reserved_nano + lease.c.spent_nano - lease.c.consumed_nano
-    pending = sums(lease.c.account_id, held, lease.c.state != "closed")
+    pending = sums(lease.c.account_id, held, LIVE)
     moved = wallet_movement.c.amount_nano
     topups = sums(wallet_movement.c.account_id, moved, moved > 0)
     query = select(limit_row.c.subject, limit_row.c.limit_nano, limit_row.c.settled_nano)

@@ -16,6 +16,7 @@ from services.backends.sql.batch_claims import fenced
 from services.backends.sql.batch_records import Batch, Line, as_line, request_of
 from services.backends.sql.batch_tables import batch, batch_line
 from services.backends.sql.engine import write
+from services.backends.sql.lease_reads import LIVE
 from services.backends.sql.tables import dead_event, incarnation, lease, settlement
 from services.core.batches import LineState, Lost
 
@@ -98,7 +99,7 @@ def _settle(connection: Connection, *, held: Batch, line: Line, over: bool) -> b
     open_leases = select(lease.c.id).where(
         lease.c.incarnation_id == row.taken_by,
         lease.c.account_id == held.account_id,
-        lease.c.state != "closed",
+        LIVE,
     )
     closed = state == "closed" and connection.execute(open_leases.limit(1)).first() is None
     lost = _how_it_ended(connection, request_of(held, line))

@@ -5,6 +5,7 @@ from typing import Any, Final
 
 from sqlalchemy import Select, Text, cast, func, literal, or_, select, union_all
 
+from services.backends.sql.lease_reads import LIVE
 from services.backends.sql.tables import (
     api_key,
     applied,
@@ -139,10 +140,9 @@ def _left() -> Any:
     """What live leases have left, by account, key and capped model: under its model and, like all
     others, without one."""
     rest = (lease.c.amount_nano - lease.c.consumed_nano).label("nano")
-    live = lease.c.state != "closed"
     every = select(lease.c.account_id, lease.c.key_id, literal("").label("model"), rest)
     capped = select(lease.c.account_id, lease.c.key_id, lease.c.model, rest)
-    return union_all(every.where(live), capped.where(live, lease.c.model != "")).subquery("left")
+    return union_all(every.where(LIVE), capped.where(LIVE, lease.c.model != "")).subquery("left")
 
 
 def _by_limit(amounts: Any) -> Any:

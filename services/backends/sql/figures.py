@@ -7,6 +7,7 @@ from sqlalchemy import Connection, Engine, and_, func, select
 
 from services.backends.sql.dead_events import DEAD
 from services.backends.sql.engine import database_now_us, read
+from services.backends.sql.lease_reads import LIVE
 from services.backends.sql.tables import balance, dead_event, incarnation, lease, sink_plan
 
 _READ_MAX: Final = 10_000  # dead events whose bodies are read for their money
@@ -38,7 +39,7 @@ _LEASES: Final = (
     )
     .select_from(lease)
     .join(incarnation, incarnation.c.id == lease.c.incarnation_id)
-    .where(lease.c.state != "closed")
+    .where(LIVE)
     .group_by(incarnation.c.state)
 )
 _DEAD: Final = (
